@@ -1,0 +1,1 @@
+"""Measuring screformer against rivals and against time."""

@@ -1,0 +1,1 @@
+"""The card that travels with a checkpoint."""
