@@ -1,0 +1,239 @@
+"""LSH attention (Kitaev et al. 2020, section 2) with shared query-key: hash, sort, chunk, attend, combine.
+
+Shape letters: B cells, H heads, R hash rounds, L tokens, D head width, C hash columns (half the buckets), N chunks,
+K bucket size (tokens a chunk).
+
+Differences from the Reformer reference (trax, reformer-pytorch, transformers), each for a reason:
+
+* The first chunk does not look back at the last one. Chunk order is bucket order, which is not a circle, and a
+  wrap-around would make the first bucket's result depend on padding.
+* Padding sorts last, so that it fills chunks of its own and no cell sees how far its batch was padded.
+* The number of buckets follows each cell's own length, not the batch's. Together with the two points above: the same
+  cell gives the same result whatever it is batched with.
+* Rotations are given, not drawn: hashing is part of the model, and nothing touches the global random generators.
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Implementation = Literal["auto", "reference", "exact"]
+IMPLEMENTATIONS = ("auto", "reference", "exact")
+
+# A token's score with itself: far below any other, above masked ones, and within half precision.
+SELF_SCORE = -5e4
+# Queries that exact attention handles at once: bounds its mask to (B, 1, 1024, L).
+EXACT_QUERY_BLOCK = 1024
+
+
+class RoundOutput(NamedTuple):
+    """One hash round's result: values (B, H, L, D) and the log of each token's softmax denominator (B, H, L)."""
+
+    values: Tensor
+    log_normaliser: Tensor
+
+
+def lsh_attention(
+    query_key: Tensor,
+    value: Tensor,
+    rotations: Tensor,
+    *,
+    bucket_size: int,
+    attention_mask: Tensor | None = None,
+    implementation: Implementation = "auto",
+    order: Tensor | None = None,
+) -> Tensor:
+    """Return softmax attention of every token over the tokens that hash near it, (B, H, L, D).
+
+    Query and key are the same vector; keys are scaled to unit length. Tokens are sorted by bucket and cut into chunks
+    of ``bucket_size``; a token attends to its own chunk and the one before, and to itself only when it has nothing
+    else. Rounds are combined by their softmax denominators.
+
+    Parameters
+    ----------
+    query_key, value
+        Floating point, (B, H, L, D).
+    rotations
+        Random directions, (R, D, C): R hash rounds, up to 2 C buckets. A cell uses the first columns, one bucket a chunk.
+    bucket_size
+        Tokens a chunk, at least 2. Cells no longer than this get exact attention.
+    attention_mask
+        (B, L), 1 or True for tokens, 0 for padding; padded rows of the result are zero.
+    implementation
+        ``"reference"``: plain PyTorch, differentiable; ``"exact"``: full attention with the same rule, ignoring
+        ``rotations``; ``"auto"``: the fastest LSH available here.
+    order
+        The result of :func:`lsh_order` for the same input, to use instead of hashing again.
+
+    Raises
+    ------
+    ValueError
+        For shapes that do not fit or an unknown implementation.
+    TypeError
+        For integer inputs.
+    """
+    _check_inputs(query_key, value, rotations, bucket_size, attention_mask, implementation)
+    mask = None if attention_mask is None else attention_mask.to(torch.bool)
+    if implementation == "exact":
+        output = _exact_attention(query_key, value, mask)
+    else:
+        if order is None:
+            order = lsh_order(query_key, rotations, bucket_size=bucket_size, attention_mask=mask)
+        output = _reference_attention(query_key, value, order, bucket_size, mask)
+    return output if mask is None else output * mask[:, None, :, None].to(output.dtype)
+
+
+def exact_attention(query_key: Tensor, value: Tensor, *, attention_mask: Tensor | None = None) -> Tensor:
+    """Return full attention under the rule of :func:`lsh_attention`, (B, H, L, D): what every token sees with one chunk."""
+    rotations = query_key.new_zeros(1, query_key.shape[-1], 1)
+    return lsh_attention(
+        query_key, value, rotations, bucket_size=2, attention_mask=attention_mask, implementation="exact"
+    )
+
+
+@torch.no_grad()
+def lsh_order(query_key: Tensor, rotations: Tensor, *, bucket_size: int, attention_mask: Tensor | None = None) -> Tensor:
+    """Return each round's token order after sorting by bucket, (B, H, R, L) int32; padding is last.
+
+    Within a bucket tokens keep their order. Hashing (Andoni et al. 2015): the bucket is the nearest of the random
+    directions and their opposites.
+    """
+    mask = None if attention_mask is None else attention_mask.to(torch.bool)
+    columns_B = _columns_of_cells(query_key, rotations, bucket_size, mask)
+    rounds = []
+    for rotation_DC in rotations.to(query_key.dtype):
+        buckets_BHL = _hash(query_key, rotation_DC, columns_B)
+        if mask is not None:
+            buckets_BHL = buckets_BHL.masked_fill(~mask[:, None, :], 2 * rotation_DC.shape[-1])
+        rounds.append(torch.sort(buckets_BHL, dim=-1, stable=True).indices.to(torch.int32))
+    return torch.stack(rounds, dim=2)
+
+
+def draw_rotations(num_hashes: int, head_dim: int, num_columns: int, *, seed: int) -> Tensor:
+    """Return Gaussian hash directions (R, D, C), float32, from a private generator seeded with ``seed``."""
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    return torch.randn(num_hashes, head_dim, num_columns, generator=generator, device="cpu")
+
+
+def _columns_of_cells(query_key: Tensor, rotations: Tensor, bucket_size: int, mask: Tensor | None) -> Tensor:
+    """Return how many hash columns each cell uses, (B,): as many buckets as chunks, in pairs."""
+    batch, _, length, _ = query_key.shape
+    if mask is None:
+        lengths = torch.full((batch,), length, device=query_key.device)
+    else:
+        lengths = mask.sum(dim=-1)
+    chunks = (lengths + bucket_size - 1) // bucket_size
+    return ((chunks + 1) // 2).clamp(1, rotations.shape[-1])
+
+
+def _hash(query_key: Tensor, rotation_DC: Tensor, columns_B: Tensor) -> Tensor:
+    """Return bucket ids (B, H, L): column c or, for the opposite direction, C + c."""
+    most = int(columns_B.max())
+    projected = query_key @ rotation_DC[:, :most]
+    if int(columns_B.min()) < most:
+        unused_BC = torch.arange(most, device=query_key.device) >= columns_B[:, None]
+        # A direction at zero never wins against a used one: |projection| of one of those is positive.
+        projected = projected.masked_fill(unused_BC[:, None, None, :], 0.0)
+    highest, lowest = projected.max(dim=-1), projected.min(dim=-1)
+    return torch.where(highest.values >= -lowest.values, highest.indices, lowest.indices + most)
+
+
+def _reference_attention(
+    query_key: Tensor, value: Tensor, order_BHRL: Tensor, bucket_size: int, mask: Tensor | None
+) -> Tensor:
+    """Attend round by round in plain PyTorch, and combine."""
+    rounds = [
+        _attend_round(query_key, value, order_BHL.long(), bucket_size, mask) for order_BHL in order_BHRL.unbind(dim=2)
+    ]
+    if len(rounds) == 1:
+        return rounds[0].values
+    weights = torch.stack([each.log_normaliser for each in rounds], dim=-1).softmax(dim=-1)
+    return torch.stack([each.values for each in rounds], dim=-1).mul(weights.unsqueeze(-2)).sum(dim=-1)
+
+
+def _attend_round(query_key: Tensor, value: Tensor, order: Tensor, bucket_size: int, mask: Tensor | None) -> RoundOutput:
+    """Sort, chunk, attend and undo the sort for one round; ``order`` is (B, H, L)."""
+    batch, heads, length, width = query_key.shape
+    index = order.unsqueeze(-1).expand(-1, -1, -1, width)
+    query = _to_chunks(query_key.gather(2, index), bucket_size)
+    key = F.normalize(query, dim=-1)
+    chunked_value = _to_chunks(value.gather(2, index), bucket_size)
+    is_token = torch.ones(batch, length, dtype=torch.bool, device=order.device) if mask is None else mask
+    sorted_is_token = is_token[:, None, :].expand(-1, heads, -1).gather(2, order)
+    key_mask = _look_one_back(_to_chunks(sorted_is_token, bucket_size))
+
+    scores = query @ _look_one_back(key).transpose(-1, -2) / math.sqrt(width)
+    itself = torch.eye(bucket_size, 2 * bucket_size, dtype=torch.bool, device=order.device).roll(bucket_size, dims=1)
+    scores = scores.masked_fill(itself, SELF_SCORE)
+    scores = scores.masked_fill(~key_mask.unsqueeze(-2), torch.finfo(scores.dtype).min)
+    log_normaliser = scores.logsumexp(dim=-1)
+    attended = (scores - log_normaliser.unsqueeze(-1)).exp() @ _look_one_back(chunked_value)
+
+    place = torch.empty_like(order).scatter_(2, order, torch.arange(length, device=order.device).expand_as(order))
+    values = attended.reshape(batch, heads, -1, width)[:, :, :length].gather(
+        2, place.unsqueeze(-1).expand(-1, -1, -1, width)
+    )
+    return RoundOutput(values, log_normaliser.reshape(batch, heads, -1)[:, :, :length].gather(2, place))
+
+
+def _to_chunks(sorted_tokens: Tensor, bucket_size: int) -> Tensor:
+    """Cut (B, H, L, ...) into (B, H, N, K, ...); the last chunk is filled with zeros (False)."""
+    batch, heads, length, *rest = sorted_tokens.shape
+    missing = -length % bucket_size
+    if missing:
+        filling = sorted_tokens.new_zeros(batch, heads, missing, *rest)
+        sorted_tokens = torch.cat([sorted_tokens, filling], dim=2)
+    return sorted_tokens.reshape(batch, heads, -1, bucket_size, *rest)
+
+
+def _look_one_back(chunks: Tensor) -> Tensor:
+    """Put each chunk's predecessor before it, (B, H, N, 2 K, ...); before the first is nothing (zeros, False)."""
+    before = torch.cat([torch.zeros_like(chunks[:, :, :1]), chunks[:, :, :-1]], dim=2)
+    return torch.cat([before, chunks], dim=3)
+
+
+def _exact_attention(query_key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Full attention by PyTorch's memory-efficient kernel, a block of queries at a time."""
+    length = query_key.shape[2]
+    key = F.normalize(query_key, dim=-1)
+    positions = torch.arange(length, device=query_key.device)
+    blocks = []
+    for start in range(0, length, EXACT_QUERY_BLOCK):
+        stop = min(start + EXACT_QUERY_BLOCK, length)
+        bias = query_key.new_zeros(1, 1, stop - start, length)
+        bias = bias.masked_fill(positions[start:stop, None] == positions, SELF_SCORE)
+        if mask is not None:
+            bias = bias.masked_fill(~mask[:, None, None, :], torch.finfo(bias.dtype).min)
+        blocks.append(F.scaled_dot_product_attention(query_key[:, :, start:stop], key, value, attn_mask=bias))
+    return torch.cat(blocks, dim=2)
+
+
+def _check_inputs(
+    query_key: Tensor,
+    value: Tensor,
+    rotations: Tensor,
+    bucket_size: int,
+    attention_mask: Tensor | None,
+    implementation: str,
+) -> None:
+    if implementation not in IMPLEMENTATIONS:
+        msg = f"implementation got {implementation!r}; allowed are {', '.join(map(repr, IMPLEMENTATIONS))}."
+        raise ValueError(msg)
+    if not query_key.is_floating_point() or not value.is_floating_point():
+        msg = f"query_key and value got {query_key.dtype} and {value.dtype}; they must be floating point."
+        raise TypeError(msg)
+    if query_key.ndim != 4 or query_key.shape != value.shape:
+        msg = f"query_key and value got shapes {tuple(query_key.shape)} and {tuple(value.shape)}; both must be (B, H, L, D)."
+        raise ValueError(msg)
+    if rotations.ndim != 3 or rotations.shape[1] != query_key.shape[-1] or 0 in rotations.shape:
+        msg = f"rotations got shape {tuple(rotations.shape)}; it must be (rounds, {query_key.shape[-1]}, columns)."
+        raise ValueError(msg)
+    if bucket_size < 2:
+        raise ValueError(f"bucket_size got {bucket_size}; it must be at least 2.")
+    batch, _, length, _ = query_key.shape
+    if attention_mask is not None and attention_mask.shape != (batch, length):
+        msg = f"attention_mask got shape {tuple(attention_mask.shape)}; it must be ({batch}, {length})."
+        raise ValueError(msg)

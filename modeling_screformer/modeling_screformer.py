@@ -1,0 +1,480 @@
+"""scReformer-BERT (Li et al. 2025): embeddings, reversible LSH encoder, and the heads for masked bins and cell types."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.modeling_outputs import MaskedLMOutput, ModelOutput, SequenceClassifierOutput
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_screformer import ScReformerConfig
+from .lsh_attention import draw_rotations, exact_attention, lsh_attention, lsh_order
+from .reversible import ReversibleSequence, Streams
+
+NO_EXPRESSION = 0  # the bin of a gene without counts
+
+
+@dataclass
+class ScReformerModelOutput(ModelOutput):
+    """Output of :class:`ScReformerModel`.
+
+    Attributes
+    ----------
+    last_hidden_state
+        (B, L, hidden): a vector a gene, the mean of the two reversible streams; zero at padding.
+    cell_embedding
+        (B, hidden): mean of ``last_hidden_state`` over the cell's expressed genes; zero for a cell without any.
+    hidden_states
+        The embeddings and each layer's (B, L, hidden), if asked for.
+    """
+
+    last_hidden_state: Tensor | None = None
+    cell_embedding: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+class ScReformerEmbeddings(nn.Module):
+    """Sum of gene identity, expression bin and sinusoidal position (section 2.3.3)."""
+
+    def __init__(self, config: ScReformerConfig) -> None:
+        super().__init__()
+        self.num_genes = config.num_genes
+        self.bin_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.gene_embeddings = nn.Embedding(config.num_genes, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.register_buffer(
+            "positions", sinusoidal_positions(config.num_genes, config.hidden_size), persistent=False
+        )
+        self.positions: Tensor
+
+    def forward(self, bin_embeddings: Tensor, gene_ids: Tensor | None) -> Tensor:
+        """Return the input of the encoder, (B, L, hidden); without ``gene_ids`` the tokens are all genes in order."""
+        if gene_ids is None:
+            genes = self.gene_embeddings.weight + self.positions
+        else:
+            genes = self.gene_embeddings(gene_ids) + nn.functional.embedding(gene_ids, self.positions)
+        return self.dropout(bin_embeddings + genes)
+
+
+def sinusoidal_positions(num_positions: int, width: int) -> Tensor:
+    """Return the sinusoids of Vaswani et al. 2017, (positions, width), float32: sines in even columns, cosines in odd."""
+    frequencies = torch.exp(torch.arange(0, width, 2, dtype=torch.float64) * (-math.log(10_000.0) / width))
+    angles = torch.arange(num_positions, dtype=torch.float64)[:, None] * frequencies
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).reshape(num_positions, width).float()
+
+
+class ScReformerAttention(nn.Module):
+    """Multi-head attention with shared query-key, by LSH or exact as the configuration says."""
+
+    def __init__(self, config: ScReformerConfig, layer_index: int) -> None:
+        super().__init__()
+        self.num_heads, self.bucket_size = config.num_attention_heads, config.bucket_size
+        self.is_exact = config.attention == "exact"
+        self.rotation_shape = (config.num_hashes, config.head_dim, config.max_hash_columns)
+        self.rotation_seed = config.hash_seed + layer_index
+        self.query_key = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.output = nn.Linear(config.hidden_size, config.hidden_size)
+        # In the checkpoint even where attention is exact: the same weights serve both kinds.
+        self.register_buffer("rotations", self.draw_rotations())
+        self.rotations: Tensor
+
+    def draw_rotations(self) -> Tensor:
+        """Return this layer's hash directions, (rounds, head width, columns), as the configuration's seed has them."""
+        return draw_rotations(*self.rotation_shape, seed=self.rotation_seed)
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None, order: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the attended states (B, L, hidden) and the token order used (None if exact)."""
+        query_key, value = self._split(self.query_key(hidden_states)), self._split(self.value(hidden_states))
+        if self.is_exact:
+            attended = exact_attention(query_key, value, attention_mask=attention_mask)
+        else:
+            if order is None:
+                order = lsh_order(
+                    query_key, self.rotations, bucket_size=self.bucket_size, attention_mask=attention_mask
+                )
+            attended = lsh_attention(
+                query_key,
+                value,
+                self.rotations,
+                bucket_size=self.bucket_size,
+                attention_mask=attention_mask,
+                order=order,
+            )
+        return self.output(attended.transpose(1, 2).flatten(2)), order
+
+    def _split(self, projected: Tensor) -> Tensor:
+        """(B, L, hidden) -> (B, H, L, head width)."""
+        return projected.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+
+class ScReformerLayer(nn.Module):
+    """One reversible layer: attention and feed-forward branches, each on a normalised stream."""
+
+    def __init__(self, config: ScReformerConfig, layer_index: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = ScReformerAttention(config, layer_index)
+        self.attention_dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(config.hidden_size, config.intermediate_size),
+            nn.GELU(),
+            nn.Linear(config.intermediate_size, config.hidden_size),
+            nn.Dropout(config.hidden_dropout_prob),
+        )
+
+    def attend(
+        self, hidden_states: Tensor, attention_mask: Tensor | None, order: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the attention branch's output and the token order it used."""
+        attended, order = self.attention(self.attention_norm(hidden_states), attention_mask, order)
+        return self.attention_dropout(attended), order
+
+    def feed(self, hidden_states: Tensor) -> Tensor:
+        """Return the feed-forward branch's output."""
+        return self.feed_forward(self.feed_forward_norm(hidden_states))
+
+
+class ScReformerPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initial weights, shared by the encoder and its heads."""
+
+    config: ScReformerConfig
+    config_class = ScReformerConfig
+    base_model_prefix = "screformer"
+    main_input_name = "input_ids"
+    _no_split_modules = ["ScReformerLayer"]  # noqa: RUF012 - transformers' own form
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, ScReformerEmbeddings):
+            for table in (module.bin_embeddings, module.gene_embeddings):
+                init.normal_(table.weight, std=self.config.embedding_initializer_range)
+            init.copy_(module.positions, sinusoidal_positions(*module.positions.shape))
+        elif isinstance(module, ScReformerAttention):
+            init.copy_(module.rotations, module.draw_rotations())
+
+
+class ScReformerModel(ScReformerPreTrainedModel):
+    """The encoder: cells as bins and genes to a vector a gene and a vector a cell.
+
+    The same cell gives the same output whatever its batch, padding or the order of its genes: hashing has fixed
+    rotations, and genes are put in vocabulary order before they are sorted into buckets.
+
+    Parameters
+    ----------
+    config
+        The shape; see :class:`ScReformerConfig`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = ScReformerModel(ScReformerConfig.preset("tiny", num_genes=100)).eval()
+    >>> output = model(torch.randint(0, 6, (2, 100)))
+    >>> output.last_hidden_state.shape, output.cell_embedding.shape
+    (torch.Size([2, 100, 64]), torch.Size([2, 64]))
+    """
+
+    def __init__(self, config: ScReformerConfig) -> None:
+        super().__init__(config)
+        self.embeddings = ScReformerEmbeddings(config)
+        self.encoder = ReversibleSequence(ScReformerLayer(config, index) for index in range(config.num_hidden_layers))
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the bin embeddings."""
+        return self.embeddings.bin_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the bin embeddings."""
+        self.embeddings.bin_embeddings = value
+
+    @torch.no_grad()
+    def set_gene_embeddings(self, vectors: Tensor) -> None:
+        """Start the gene identity embeddings from given vectors, for example Gene2vec's (section 2.3.3).
+
+        Parameters
+        ----------
+        vectors
+            (num_genes, hidden), in vocabulary order. A row of NaN leaves that gene's random vector. Known rows are
+            scaled together to the configured initial standard deviation, so that no part of the sum drowns another.
+
+        Raises
+        ------
+        ValueError
+            For another shape.
+        """
+        weight = self.embeddings.gene_embeddings.weight
+        if vectors.shape != weight.shape:
+            msg = f"vectors got shape {tuple(vectors.shape)}; this model's gene embeddings are {tuple(weight.shape)}."
+            raise ValueError(msg)
+        is_known = ~vectors.isnan().any(dim=-1)
+        known = vectors[is_known].to(weight)
+        weight[is_known] = known * (self.config.embedding_initializer_range / known.std())
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        gene_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,  # what transformers passes to every model, for example num_items_in_batch
+    ) -> ScReformerModelOutput:
+        """Encode cells.
+
+        Parameters
+        ----------
+        input_ids
+            (B, L) bin ids, or [MASK] and [PAD].
+        gene_ids
+            (B, L) positions in the gene vocabulary, in any order. Without them the tokens are all ``num_genes`` genes.
+        attention_mask
+            (B, L), 1 for genes, 0 for padding; default all genes.
+        inputs_embeds
+            (B, L, hidden) instead of the bins' embeddings (gene and position are still added), for explanations. With
+            ``input_ids`` beside them, those say which genes are expressed; otherwise every gene counts as expressed.
+        output_hidden_states
+            Also return each layer's output; this stores all activations.
+
+        Raises
+        ------
+        ValueError
+            When shapes or ids do not fit the model; attentions asked for (LSH attention has no dense matrix).
+        """
+        if kwargs.get("output_attentions"):
+            msg = "output_attentions=True: LSH attention never builds the (L, L) matrix. Leave it out."
+            raise ValueError(msg)
+        shape = self._check_inputs(input_ids, gene_ids, attention_mask, inputs_embeds)
+        order = self._vocabulary_order(gene_ids, attention_mask)
+        bins = self.embeddings.bin_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        if order is not None:
+            bins, gene_ids = _reorder(bins, order), gene_ids.gather(1, order)  # type: ignore[union-attr]
+        mask = None
+        if attention_mask is not None and not bool(attention_mask.all()):
+            mask = attention_mask.bool() if order is None else attention_mask.bool().gather(1, order)
+        embedded = self.embeddings(bins, gene_ids).expand(*shape, -1)
+
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_hidden_states:
+            every = [_mean(Streams(embedded, embedded)), *map(_mean, self.encoder.iterate(embedded, mask))]
+        else:
+            every = [_mean(self.encoder(embedded, mask, reversible=self.config.reversible))]
+        if order is not None:
+            place = order.argsort(dim=1)
+            every = [_reorder(states, place) for states in every]
+        last = every[-1] if attention_mask is None else every[-1] * attention_mask.unsqueeze(-1).to(every[-1].dtype)
+        return ScReformerModelOutput(
+            last_hidden_state=last,
+            cell_embedding=_mean_of_expressed(last, input_ids, attention_mask),
+            hidden_states=(*every[:-1], last) if output_hidden_states else None,
+        )
+
+    def _check_inputs(
+        self, input_ids: Tensor | None, gene_ids: Tensor | None, attention_mask: Tensor | None, inputs_embeds: Tensor | None
+    ) -> torch.Size:
+        """Return (B, L) or raise ValueError."""
+        num_genes = self.config.num_genes
+        if input_ids is None and inputs_embeds is None:
+            raise ValueError("input_ids and inputs_embeds are both None; give input_ids, as the tokenizer returns them.")
+        shape = input_ids.shape if input_ids is not None else inputs_embeds.shape[:2]  # type: ignore[union-attr]
+        if len(shape) != 2:
+            raise ValueError(f"input_ids got shape {tuple(shape)}; it must be (cells, genes).")
+        for name, tensor in (("gene_ids", gene_ids), ("attention_mask", attention_mask)):
+            if tensor is not None and tensor.shape != shape:
+                raise ValueError(f"{name} got shape {tuple(tensor.shape)}; it must be that of input_ids, {tuple(shape)}.")
+        if inputs_embeds is not None and inputs_embeds.shape != (*shape, self.config.hidden_size):
+            expected = (*shape, self.config.hidden_size)
+            raise ValueError(f"inputs_embeds got shape {tuple(inputs_embeds.shape)}; it must be {expected}.")
+        if gene_ids is None and shape[1] != num_genes:
+            msg = (
+                f"input_ids got {shape[1]} genes a cell and no gene_ids; without gene_ids a cell has all {num_genes} "
+                "genes in vocabulary order. Pass the gene_ids that the tokenizer returned."
+            )
+            raise ValueError(msg)
+        if gene_ids is not None and gene_ids.numel() and not 0 <= int(gene_ids.min()) <= int(gene_ids.max()) < num_genes:
+            msg = (
+                f"gene_ids got {int(gene_ids.min())} to {int(gene_ids.max())}; this model knows 0 to {num_genes - 1}. "
+                "Use the tokenizer that was saved with the model."
+            )
+            raise ValueError(msg)
+        if input_ids is not None and input_ids.numel() and not (
+            0 <= int(input_ids.min()) <= int(input_ids.max()) < self.config.vocab_size
+        ):
+            msg = (
+                f"input_ids got {int(input_ids.min())} to {int(input_ids.max())}; this model knows 0 to "
+                f"{self.config.vocab_size - 1}. Use the tokenizer that was saved with the model (not raw counts)."
+            )
+            raise ValueError(msg)
+        return torch.Size(shape)
+
+    def _vocabulary_order(self, gene_ids: Tensor | None, attention_mask: Tensor | None) -> Tensor | None:
+        """Return the order that sorts each cell's genes by position, padding last; None where they are sorted already."""
+        if gene_ids is None:
+            return None
+        key = gene_ids if attention_mask is None else gene_ids.masked_fill(attention_mask == 0, self.config.num_genes)
+        if bool((key[:, 1:] >= key[:, :-1]).all()):
+            return None
+        return key.argsort(dim=1, stable=True)
+
+
+def _mean(streams: Streams) -> Tensor:
+    return (streams.first + streams.second) / 2
+
+
+def _reorder(states: Tensor, order: Tensor) -> Tensor:
+    """Take tokens (B, L, hidden) in the given order (B, L)."""
+    return states.gather(1, order.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
+
+
+def _mean_of_expressed(states: Tensor, input_ids: Tensor | None, attention_mask: Tensor | None) -> Tensor:
+    weight = states.new_ones(states.shape[:2])
+    if input_ids is not None:
+        weight = weight * (input_ids != NO_EXPRESSION)
+    if attention_mask is not None:
+        weight = weight * attention_mask
+    return (states * weight.unsqueeze(-1)).sum(dim=1) / weight.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+class ScReformerMaskedLMHead(nn.Module):
+    """Predicts a gene's bin from its vector."""
+
+    def __init__(self, config: ScReformerConfig) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = nn.GELU()
+        self.decoder = nn.Linear(config.hidden_size, config.num_bins)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(B, L, hidden) -> (B, L, num_bins)."""
+        return self.decoder(self.activation(self.dense(self.norm(hidden_states))))
+
+
+class ScReformerForMaskedLM(ScReformerPreTrainedModel):
+    """Encoder with a head that predicts masked expression bins (sections 2.6, 2.7)."""
+
+    def __init__(self, config: ScReformerConfig) -> None:
+        super().__init__(config)
+        self.screformer = ScReformerModel(config)
+        self.head = ScReformerMaskedLMHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        gene_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> MaskedLMOutput:
+        """Predict bins: logits (B, L, num_bins).
+
+        Parameters
+        ----------
+        input_ids, gene_ids, attention_mask, inputs_embeds, output_hidden_states
+            As for :class:`ScReformerModel`.
+        labels
+            (B, L) original bins, -100 where there is nothing to predict; the loss is the mean cross-entropy of the rest.
+        """
+        encoded = self.screformer(
+            input_ids, gene_ids, attention_mask, inputs_embeds, output_hidden_states, return_dict=True, **kwargs
+        )
+        logits = self.head(encoded.last_hidden_state)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.num_bins, **kwargs)
+        return MaskedLMOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
+
+
+class ScReformerClassificationHead(nn.Module):
+    """The paper's classifier (section 2.8): a convolution over each gene's features, then three linear layers.
+
+    The convolution's outputs are placed by vocabulary position, so that the head reads full and expressed cells alike;
+    genes that a cell leaves out count as 0.
+    """
+
+    def __init__(self, config: ScReformerConfig) -> None:
+        super().__init__()
+        first, second = config.classifier_hidden_sizes or (512, 100)
+        self.num_genes = config.num_genes
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.convolution = nn.Conv1d(config.hidden_size, 1, kernel_size=1)
+        self.activation = nn.ReLU()
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.dense_1 = nn.Linear(config.num_genes, first)
+        self.dense_2 = nn.Linear(first, second)
+        self.output = nn.Linear(second, config.num_labels)
+
+    def forward(self, hidden_states: Tensor, gene_ids: Tensor | None, attention_mask: Tensor | None) -> Tensor:
+        """(B, L, hidden) -> (B, num_labels)."""
+        genes = self.activation(self.convolution(self.norm(hidden_states).transpose(1, 2)).squeeze(1))
+        if attention_mask is not None:
+            genes = genes * attention_mask.to(genes.dtype)
+        if gene_ids is not None:
+            genes = genes.new_zeros(genes.shape[0], self.num_genes).scatter_add(1, gene_ids, genes)
+        hidden = self.dropout(self.activation(self.dense_1(self.dropout(genes))))
+        return self.output(self.dropout(self.activation(self.dense_2(hidden))))
+
+
+class ScReformerForCellClassification(ScReformerPreTrainedModel):
+    """Encoder with the paper's cell type classifier; ``AutoModelForSequenceClassification`` opens it.
+
+    Label names are the configuration's ``id2label``.
+    """
+
+    def __init__(self, config: ScReformerConfig) -> None:
+        super().__init__(config)
+        # By the class name alone transformers would choose the loss of causal language models, which shifts labels.
+        self.loss_type = "ForSequenceClassification"
+        self.screformer = ScReformerModel(config)
+        self.classifier = ScReformerClassificationHead(config)
+        if config.problem_type is None:
+            config.problem_type = "single_label_classification" if config.num_labels > 1 else "regression"
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        gene_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutput:
+        """Predict cell types: logits (B, num_labels).
+
+        Parameters
+        ----------
+        input_ids, gene_ids, attention_mask, inputs_embeds, output_hidden_states
+            As for :class:`ScReformerModel`.
+        labels
+            (B,) label ids; the loss is the mean cross-entropy.
+        """
+        encoded = self.screformer(
+            input_ids, gene_ids, attention_mask, inputs_embeds, output_hidden_states, return_dict=True, **kwargs
+        )
+        logits = self.classifier(encoded.last_hidden_state, gene_ids, attention_mask)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
+        return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
+
+
+ScReformerModel.register_for_auto_class("AutoModel")
+ScReformerForMaskedLM.register_for_auto_class("AutoModelForMaskedLM")
+ScReformerForCellClassification.register_for_auto_class("AutoModelForSequenceClassification")
