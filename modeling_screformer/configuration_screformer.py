@@ -33,6 +33,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+POSITIVE_FIELDS = (
+    "num_genes",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "num_hashes",
+)
 MIN_BINS, MAX_BINS = 3, 254  # a corpus stores token ids, bins and two special ones, as uint8
 
 
@@ -41,7 +49,8 @@ class ScReformerConfig(PreTrainedConfig):
     """Shape and options of a scReformer-BERT model; the defaults are the preset ``base``.
 
     Token ids are expression bins: 0 is "not expressed", ``1 .. num_bins - 1`` are levels of expression, then come
-    ``pad_token_id`` (``num_bins``) and ``mask_token_id`` (``num_bins + 1``). A gene is a position ``0 .. num_genes - 1``.
+    ``pad_token_id`` (``num_bins``) and ``mask_token_id`` (``num_bins + 1``). A gene is a position from 0 to
+    ``num_genes - 1``.
 
     Parameters
     ----------
@@ -124,7 +133,7 @@ class ScReformerConfig(PreTrainedConfig):
     def preset(cls, name: str, **overrides: Any) -> "ScReformerConfig":
         """Return the configuration ``"tiny"``, ``"base"`` or ``"large"``, with fields replaced by ``overrides``."""
         if name not in PRESETS:
-            msg = f"preset got {name!r}; allowed are {', '.join(map(repr, PRESETS))}. Other shapes: ScReformerConfig(...)."
+            msg = f"preset got {name!r}; allowed are {', '.join(PRESETS)}. Other shapes: ScReformerConfig(...)."
             raise ValueError(msg)
         return cls(**{**PRESETS[name], **overrides})
 
@@ -145,13 +154,8 @@ class ScReformerConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Raise ValueError where sizes do not fit together."""
-        positive = {
-            name: getattr(self, name)
-            for name in (
-                "num_genes", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "num_hashes",
-            )
-        }  # fmt: skip
-        for name, value in positive.items():
+        for name in POSITIVE_FIELDS:
+            value = getattr(self, name)
             if value < 1:
                 raise ValueError(f"{name} got {value}; it must be at least 1.")
         if self.hidden_size % self.num_attention_heads:

@@ -57,7 +57,8 @@ def lsh_attention(
     query_key, value
         Floating point, (B, H, L, D).
     rotations
-        Random directions, (R, D, C): R hash rounds, up to 2 C buckets. A cell uses the first columns, one bucket a chunk.
+        Random directions, (R, D, C): R hash rounds, up to 2 C buckets. A cell uses the first columns: as many buckets
+        as it has chunks.
     bucket_size
         Tokens a chunk, at least 2. Cells no longer than this get exact attention.
     attention_mask
@@ -87,7 +88,7 @@ def lsh_attention(
 
 
 def exact_attention(query_key: Tensor, value: Tensor, *, attention_mask: Tensor | None = None) -> Tensor:
-    """Return full attention under the rule of :func:`lsh_attention`, (B, H, L, D): what every token sees with one chunk."""
+    """Return full attention under the rule of :func:`lsh_attention`, (B, H, L, D): all tokens in one chunk."""
     rotations = query_key.new_zeros(1, query_key.shape[-1], 1)
     return lsh_attention(
         query_key, value, rotations, bucket_size=2, attention_mask=attention_mask, implementation="exact"
@@ -95,7 +96,9 @@ def exact_attention(query_key: Tensor, value: Tensor, *, attention_mask: Tensor 
 
 
 @torch.no_grad()
-def lsh_order(query_key: Tensor, rotations: Tensor, *, bucket_size: int, attention_mask: Tensor | None = None) -> Tensor:
+def lsh_order(
+    query_key: Tensor, rotations: Tensor, *, bucket_size: int, attention_mask: Tensor | None = None
+) -> Tensor:
     """Return each round's token order after sorting by bucket, (B, H, R, L) int32; padding is last.
 
     Within a bucket tokens keep their order. Hashing (Andoni et al. 2015): the bucket is the nearest of the random
@@ -121,10 +124,8 @@ def draw_rotations(num_hashes: int, head_dim: int, num_columns: int, *, seed: in
 def _columns_of_cells(query_key: Tensor, rotations: Tensor, bucket_size: int, mask: Tensor | None) -> Tensor:
     """Return how many hash columns each cell uses, (B,): as many buckets as chunks, in pairs."""
     batch, _, length, _ = query_key.shape
-    if mask is None:
-        lengths = torch.full((batch,), length, device=query_key.device)
-    else:
-        lengths = mask.sum(dim=-1)
+    every = torch.full((batch,), length, device=query_key.device)
+    lengths = every if mask is None else mask.sum(dim=-1)
     chunks = (lengths + bucket_size - 1) // bucket_size
     return ((chunks + 1) // 2).clamp(1, rotations.shape[-1])
 
@@ -154,7 +155,9 @@ def _reference_attention(
     return torch.stack([each.values for each in rounds], dim=-1).mul(weights.unsqueeze(-2)).sum(dim=-1)
 
 
-def _attend_round(query_key: Tensor, value: Tensor, order: Tensor, bucket_size: int, mask: Tensor | None) -> RoundOutput:
+def _attend_round(
+    query_key: Tensor, value: Tensor, order: Tensor, bucket_size: int, mask: Tensor | None
+) -> RoundOutput:
     """Sort, chunk, attend and undo the sort for one round; ``order`` is (B, H, L)."""
     batch, heads, length, width = query_key.shape
     index = order.unsqueeze(-1).expand(-1, -1, -1, width)
@@ -226,7 +229,8 @@ def _check_inputs(
         msg = f"query_key and value got {query_key.dtype} and {value.dtype}; they must be floating point."
         raise TypeError(msg)
     if query_key.ndim != 4 or query_key.shape != value.shape:
-        msg = f"query_key and value got shapes {tuple(query_key.shape)} and {tuple(value.shape)}; both must be (B, H, L, D)."
+        shapes = f"{tuple(query_key.shape)} and {tuple(value.shape)}"
+        msg = f"query_key and value got shapes {shapes}; both must be (B, H, L, D)."
         raise ValueError(msg)
     if rotations.ndim != 3 or rotations.shape[1] != query_key.shape[-1] or 0 in rotations.shape:
         msg = f"rotations got shape {tuple(rotations.shape)}; it must be (rounds, {query_key.shape[-1]}, columns)."

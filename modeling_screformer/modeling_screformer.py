@@ -1,4 +1,4 @@
-"""scReformer-BERT (Li et al. 2025): embeddings, reversible LSH encoder, and the heads for masked bins and cell types."""
+"""scReformer-BERT (Li et al. 2025): embeddings, reversible LSH encoder, heads for masked bins and for cell types."""
 
 import math
 from dataclasses import dataclass
@@ -46,9 +46,7 @@ class ScReformerEmbeddings(nn.Module):
         self.bin_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.gene_embeddings = nn.Embedding(config.num_genes, config.hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.register_buffer(
-            "positions", sinusoidal_positions(config.num_genes, config.hidden_size), persistent=False
-        )
+        self.register_buffer("positions", sinusoidal_positions(config.num_genes, config.hidden_size), persistent=False)
         self.positions: Tensor
 
     def forward(self, bin_embeddings: Tensor, gene_ids: Tensor | None) -> Tensor:
@@ -61,7 +59,7 @@ class ScReformerEmbeddings(nn.Module):
 
 
 def sinusoidal_positions(num_positions: int, width: int) -> Tensor:
-    """Return the sinusoids of Vaswani et al. 2017, (positions, width), float32: sines in even columns, cosines in odd."""
+    """Return the sinusoids of Vaswani et al. 2017, (positions, width): sines in even columns, cosines in odd."""
     frequencies = torch.exp(torch.arange(0, width, 2, dtype=torch.float64) * (-math.log(10_000.0) / width))
     angles = torch.arange(num_positions, dtype=torch.float64)[:, None] * frequencies
     return torch.stack([angles.sin(), angles.cos()], dim=-1).reshape(num_positions, width).float()
@@ -280,18 +278,26 @@ class ScReformerModel(ScReformerPreTrainedModel):
         )
 
     def _check_inputs(
-        self, input_ids: Tensor | None, gene_ids: Tensor | None, attention_mask: Tensor | None, inputs_embeds: Tensor | None
+        self,
+        input_ids: Tensor | None,
+        gene_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        inputs_embeds: Tensor | None,
     ) -> torch.Size:
         """Return (B, L) or raise ValueError."""
         num_genes = self.config.num_genes
         if input_ids is None and inputs_embeds is None:
-            raise ValueError("input_ids and inputs_embeds are both None; give input_ids, as the tokenizer returns them.")
+            raise ValueError(
+                "input_ids and inputs_embeds are both None; give input_ids, as the tokenizer returns them."
+            )
         shape = input_ids.shape if input_ids is not None else inputs_embeds.shape[:2]  # type: ignore[union-attr]
         if len(shape) != 2:
             raise ValueError(f"input_ids got shape {tuple(shape)}; it must be (cells, genes).")
         for name, tensor in (("gene_ids", gene_ids), ("attention_mask", attention_mask)):
             if tensor is not None and tensor.shape != shape:
-                raise ValueError(f"{name} got shape {tuple(tensor.shape)}; it must be that of input_ids, {tuple(shape)}.")
+                raise ValueError(
+                    f"{name} got shape {tuple(tensor.shape)}; it must be that of input_ids, {tuple(shape)}."
+                )
         if inputs_embeds is not None and inputs_embeds.shape != (*shape, self.config.hidden_size):
             expected = (*shape, self.config.hidden_size)
             raise ValueError(f"inputs_embeds got shape {tuple(inputs_embeds.shape)}; it must be {expected}.")
@@ -301,14 +307,20 @@ class ScReformerModel(ScReformerPreTrainedModel):
                 "genes in vocabulary order. Pass the gene_ids that the tokenizer returned."
             )
             raise ValueError(msg)
-        if gene_ids is not None and gene_ids.numel() and not 0 <= int(gene_ids.min()) <= int(gene_ids.max()) < num_genes:
+        if (
+            gene_ids is not None
+            and gene_ids.numel()
+            and not 0 <= int(gene_ids.min()) <= int(gene_ids.max()) < num_genes
+        ):
             msg = (
                 f"gene_ids got {int(gene_ids.min())} to {int(gene_ids.max())}; this model knows 0 to {num_genes - 1}. "
                 "Use the tokenizer that was saved with the model."
             )
             raise ValueError(msg)
-        if input_ids is not None and input_ids.numel() and not (
-            0 <= int(input_ids.min()) <= int(input_ids.max()) < self.config.vocab_size
+        if (
+            input_ids is not None
+            and input_ids.numel()
+            and not (0 <= int(input_ids.min()) <= int(input_ids.max()) < self.config.vocab_size)
         ):
             msg = (
                 f"input_ids got {int(input_ids.min())} to {int(input_ids.max())}; this model knows 0 to "
@@ -318,7 +330,7 @@ class ScReformerModel(ScReformerPreTrainedModel):
         return torch.Size(shape)
 
     def _vocabulary_order(self, gene_ids: Tensor | None, attention_mask: Tensor | None) -> Tensor | None:
-        """Return the order that sorts each cell's genes by position, padding last; None where they are sorted already."""
+        """Return the order that sorts each cell's genes by position, padding last; None if they are sorted."""
         if gene_ids is None:
             return None
         key = gene_ids if attention_mask is None else gene_ids.masked_fill(attention_mask == 0, self.config.num_genes)
@@ -387,7 +399,7 @@ class ScReformerForMaskedLM(ScReformerPreTrainedModel):
         input_ids, gene_ids, attention_mask, inputs_embeds, output_hidden_states
             As for :class:`ScReformerModel`.
         labels
-            (B, L) original bins, -100 where there is nothing to predict; the loss is the mean cross-entropy of the rest.
+            (B, L) original bins, -100 where there is nothing to predict; the loss is the mean cross-entropy elsewhere.
         """
         encoded = self.screformer(
             input_ids, gene_ids, attention_mask, inputs_embeds, output_hidden_states, return_dict=True, **kwargs

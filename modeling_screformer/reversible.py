@@ -31,7 +31,9 @@ class ReversibleLayer(Protocol):
     attention: nn.Module
     feed_forward: nn.Module
 
-    def attend(self, hidden_states: Tensor, attention_mask: Tensor | None, order: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def attend(
+        self, hidden_states: Tensor, attention_mask: Tensor | None, order: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """Return the attention branch's output and the token order it used."""
         ...
 
@@ -53,15 +55,17 @@ class ReversibleSequence(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, *, reversible: bool = True) -> Streams:
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, *, reversible: bool = True
+    ) -> Streams:
         """Return both streams after the last layer; they start as two copies of ``hidden_states`` (B, L, hidden).
 
         With ``reversible=False`` plain autograd stores every activation: the same numbers, more memory.
         """
         streams = Streams(hidden_states, hidden_states)
         if not (reversible and torch.is_grad_enabled()):
-            for streams in self.iterate(hidden_states, attention_mask):
-                pass
+            for layer in self.layers:
+                streams = _plain(layer, streams, attention_mask)
             return streams
         tape = _Tape()
         for depth, layer in enumerate(self.layers):
@@ -76,9 +80,14 @@ class ReversibleSequence(nn.Module):
         """Yield both streams after each layer, by plain autograd."""
         streams = Streams(hidden_states, hidden_states)
         for layer in self.layers:
-            first = streams.first + layer.attend(streams.second, attention_mask, None)[0]
-            streams = Streams(first, streams.second + layer.feed(first))
+            streams = _plain(layer, streams, attention_mask)
             yield streams
+
+
+def _plain(layer: Any, streams: Streams, attention_mask: Tensor | None) -> Streams:
+    """Run a layer by plain autograd."""
+    first = streams.first + layer.attend(streams.second, attention_mask, None)[0]
+    return Streams(first, streams.second + layer.feed(first))
 
 
 class _Tape:
@@ -134,7 +143,7 @@ class _ReversibleLayerFunction(torch.autograd.Function):
     """One layer: forward without a graph; backward from the outputs.
 
     The layer's parameters are inputs of the function, so that their gradients return through autograd like any other:
-    one accumulation a parameter (as DistributedDataParallel needs), ``torch.autograd.grad`` works, and so does eval mode.
+    one accumulation a parameter (as DistributedDataParallel needs), and ``torch.autograd.grad`` and eval mode work.
     """
 
     @staticmethod
@@ -171,7 +180,9 @@ class _ReversibleLayerFunction(torch.autograd.Function):
         layer, parameters = ctx.layer, ctx.parameters
         first, second = Streams(*ctx.saved_tensors) if ctx.is_last else ctx.tape.take()
 
-        fed, from_first, from_feed = _branch_gradients(ctx, layer.feed, first, parameters, grad_second, ctx.random_before_feed)
+        fed, from_first, from_feed = _branch_gradients(
+            ctx, layer.feed, first, parameters, grad_second, ctx.random_before_feed
+        )
         second = second - fed
         grad_first = grad_first + from_first
 
