@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+
 from screformer.tokenization import GeneVocabulary
 from screformer.tokenization.build_gene_table import GencodeGene, build_gene_table, read_gencode, write_gene_table
 from screformer.tokenization.gene_vocabulary import is_ensembl_id, load_vocabulary, read_gene_table

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import torch
-from oracles.slow_attention import slow_exact_attention, slow_lsh_attention
 
+from oracles.slow_attention import slow_exact_attention, slow_lsh_attention
 from screformer.lsh_attention import draw_rotations, exact_attention, lsh_attention, lsh_order
 
 BUCKET = 8

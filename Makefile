@@ -1,0 +1,52 @@
+# make quickstart   real cells become labels, from an empty machine, in minutes
+# make test         lint, types and tests against the installed wheel
+# make test-slow    the longer checks
+# make lint         lint and types only
+# make bench        what the benchmarks of this version measure
+
+PYTHON ?= python3
+VENV ?= .venv
+# For example: make test PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PIP_ARGS ?=
+PIP := $(VENV)/bin/pip --disable-pip-version-check install --quiet --constraint constraints.txt $(PIP_ARGS)
+SOURCES := $(shell find modeling_screformer tokenization train annotation benchmarks model_cards -type f -not -name '*.pyc')
+
+.PHONY: quickstart test test-slow lint bench clean
+
+quickstart: $(VENV)/.installed
+	$(VENV)/bin/screformer quickstart --output quickstart
+
+test: lint
+	$(VENV)/bin/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.developed
+	$(VENV)/bin/python -m pytest -m slow
+
+lint: $(VENV)/.developed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+bench: $(VENV)/.installed
+	$(VENV)/bin/python -m screformer.benchmarks.donors --output benchmarks/results
+
+$(VENV)/bin/pip:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and alone, so that no other package's requirement picks another build of it.
+$(VENV)/.requirements: $(VENV)/bin/pip pyproject.toml constraints.txt
+	$(PIP) torch
+	touch $@
+
+# The wheel is what is tested: an editable tree would hide a file that the wheel lacks.
+$(VENV)/.installed: $(VENV)/.requirements $(SOURCES)
+	$(PIP) .
+	$(PIP) --force-reinstall --no-deps .
+	touch $@
+
+$(VENV)/.developed: $(VENV)/.installed
+	$(PIP) ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
