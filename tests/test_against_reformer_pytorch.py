@@ -2,8 +2,8 @@
 
 The definitions differ in two places, and each test says how it meets them:
 
-* reformer-pytorch's first chunk of a round looks back at the last chunk of the round before (with one round: of the same
-  round). Ours looks back at nothing: buckets are not a circle. Here that pair of chunks is masked in theirs (one round)
+* reformer-pytorch's first chunk of a round looks back at the last chunk of the round before (with one round: its own
+  last). Ours looks back at nothing: buckets are not a circle. Here that pair of chunks is masked in theirs (one round)
   or the tokens of first chunks are left out of the comparison (several rounds).
 * reformer-pytorch hashes padding like tokens; ours sorts it last. Here there is no padding.
 

@@ -16,7 +16,7 @@ def slow_lsh_attention(query_key, value, rotations, bucket_size, is_token):
         for i in tokens:
             projected = query_key[i] @ rotation
             bucket[i] = int(np.argmax(np.concatenate([projected, -projected])))
-        order = sorted(tokens, key=lambda i: (bucket[i], i))  # noqa: B023 - used at once
+        order = sorted(tokens, key=lambda i: (bucket[i], i))
         for rank, i in enumerate(order):
             chunk = rank // bucket_size
             seen = order[max(chunk - 1, 0) * bucket_size : (chunk + 1) * bucket_size]
