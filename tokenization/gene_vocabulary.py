@@ -6,6 +6,7 @@ import csv
 import gzip
 import hashlib
 import json
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -385,7 +386,7 @@ def read_gene_table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
-def load_vocabulary(path: str | Path) -> GeneVocabulary:
+def load_vocabulary(path: str | os.PathLike[str]) -> GeneVocabulary:
     """Read a vocabulary from its JSON file."""
     return GeneVocabulary.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
 
