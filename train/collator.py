@@ -1,0 +1,284 @@
+"""Batches of cells: lays cells out, pads them, masks genes for pretraining and drops genes as augmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import get_worker_info
+
+if TYPE_CHECKING:
+    from screformer.configuration_screformer import ScReformerConfig
+
+GeneSpace = Literal["full", "expressed"]
+UInt64Array = npt.NDArray[np.uint64]
+Int64Array = npt.NDArray[np.int64]
+Row = Mapping[str, Any]
+
+IGNORED_LABEL = -100
+
+_GOLDEN_RATIO = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+_DROP_STREAM, _MASK_STREAM, _REPLACE_STREAM = np.uint64(1), np.uint64(2), np.uint64(3)
+_BINS_PER_GENE = np.uint64(256)
+
+
+class FlatCells(NamedTuple):
+    """The expressed genes of a batch, cells end to end: three arrays of one length, and the number of cells."""
+
+    rows: Int64Array
+    gene_ids: Int64Array
+    bins: Int64Array
+    num_cells: int
+
+    @property
+    def counts(self) -> Int64Array:
+        """Expressed genes of each cell (num_cells,)."""
+        return np.bincount(self.rows, minlength=self.num_cells)
+
+
+class CellCollator:
+    """Turns corpus rows into the tensors that the models take.
+
+    A row is a mapping with ``input_ids`` (bin ids) and ``gene_ids`` (vocabulary positions) of the expressed genes only.
+    The batch is a dict of int64 tensors:
+
+    - ``gene_space="full"``: ``input_ids`` (B, num_genes), bin 0 where a gene is not expressed; nothing else.
+    - ``gene_space="expressed"``: ``input_ids``, ``gene_ids``, ``attention_mask`` (B, L), padded to the longest cell
+      with ``pad_token_id``, gene 0 and 0.
+    - ``labels``: (B, L) original bins of the masked genes and -100 elsewhere if `masked_fraction` is not 0; (B,) class
+      ids if `label_column` is given; absent otherwise.
+
+    Masking follows the paper (section 2.6): of each cell's expressed genes, `masked_fraction` (at least one) are
+    predicted; each is replaced by the mask token with `replace_probability` and keeps its own bin otherwise.
+
+    A gene's lot is a hash of (random salt of the batch, the cell's content, the gene), so no global generator is
+    touched, and the draw does not depend on the order of cells or genes. With ``deterministic=True`` the salt is fixed
+    by `seed`: the same cell is masked the same way in every epoch, and held-out losses can be compared.
+
+    Parameters
+    ----------
+    pad_token_id, mask_token_id, num_genes
+        As in the tokenizer and the model's config.
+    gene_space
+        How a cell is laid out.
+    masked_fraction
+        Share of the expressed genes to predict; 0 masks nothing, the paper has 0.15.
+    replace_probability
+        Share of the masked genes that the model sees as the mask token.
+    gene_dropout
+        Augmentation: expected share of a cell's expressed genes to remove (they become bin 0, or leave the cell).
+    label_column
+        Row key that holds the class, for classification.
+    label2id
+        Class name -> id; without it the column holds ids.
+    seed
+        Fixes every draw. Data-loader workers derive their own streams from it and from their worker seed.
+    deterministic
+        The same masks for the same cell every time.
+
+    Raises
+    ------
+    ValueError
+        An option is out of its range, a cell has no expressed gene, a gene or bin id does not fit the model, or a
+        label is not in `label2id`.
+    """
+
+    def __init__(
+        self,
+        pad_token_id: int,
+        mask_token_id: int,
+        num_genes: int,
+        *,
+        gene_space: GeneSpace = "full",
+        masked_fraction: float = 0.0,
+        replace_probability: float = 0.9,
+        gene_dropout: float = 0.0,
+        label_column: str | None = None,
+        label2id: Mapping[str, int] | None = None,
+        seed: int = 0,
+        deterministic: bool = False,
+    ) -> None:
+        if gene_space not in ("full", "expressed"):
+            raise ValueError(f"gene_space must be 'full' or 'expressed', got {gene_space!r}")
+        _check_range("masked_fraction", masked_fraction, below=False)
+        _check_range("replace_probability", replace_probability, below=False)
+        _check_range("gene_dropout", gene_dropout, below=True)
+        if masked_fraction and label_column is not None:
+            raise ValueError(
+                f"masked_fraction={masked_fraction} and label_column={label_column!r} both ask for labels; "
+                "set masked_fraction=0 for classification, or leave label_column out for pretraining"
+            )
+        self.pad_token_id = pad_token_id
+        self.mask_token_id = mask_token_id
+        self.num_genes = num_genes
+        self.gene_space = gene_space
+        self.masked_fraction = masked_fraction
+        self.replace_probability = replace_probability
+        self.gene_dropout = gene_dropout
+        self.label_column = label_column
+        self.label2id = None if label2id is None else dict(label2id)
+        self.seed = seed
+        self.deterministic = deterministic
+        self._generator: np.random.Generator | None = None
+
+    @classmethod
+    def from_config(cls, config: ScReformerConfig, **options: Any) -> CellCollator:
+        """Return the collator for a model: token ids, genes and gene space from its config, the rest from `options`."""
+        return cls(
+            config.pad_token_id,
+            config.mask_token_id,
+            config.num_genes,
+            **{"gene_space": config.gene_space, **options},
+        )
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+        """Return the batch of `rows`, in their order."""
+        cells = _flatten(rows)
+        self._check_ids(cells)
+        lots = self._draw_lots(cells) if self.masked_fraction or self.gene_dropout else None
+        if lots is not None and self.gene_dropout:
+            kept = _keep_genes(cells, lots, self.gene_dropout)
+            cells = FlatCells(cells.rows[kept], cells.gene_ids[kept], cells.bins[kept], cells.num_cells)
+            lots = lots[kept]
+        tokens, targets = cells.bins, None
+        if lots is not None and self.masked_fraction:
+            tokens, targets = self._mask(cells, lots)
+        batch = self._lay_out(cells, tokens, targets)
+        if self.label_column is not None:
+            batch["labels"] = torch.from_numpy(self._class_ids(rows))
+        return batch
+
+    def _check_ids(self, cells: FlatCells) -> None:
+        for name, values, low, high, origin in (
+            ("gene_ids", cells.gene_ids, 0, self.num_genes - 1, "num_genes - 1"),
+            ("input_ids", cells.bins, 1, self.pad_token_id - 1, "pad_token_id - 1"),
+        ):
+            if values.min() < low or values.max() > high:
+                raise ValueError(
+                    f"{name} of expressed genes must lie between {low} and {origin} = {high}, got {values.min()} to "
+                    f"{values.max()}; these cells were tokenized by another tokenizer than the model's"
+                )
+
+    def _draw_lots(self, cells: FlatCells) -> UInt64Array:
+        """Return one random 64-bit number a gene, from the batch's salt, the content of its cell and the gene."""
+        genes = cells.gene_ids.astype(np.uint64)
+        content = np.zeros(cells.num_cells, dtype=np.uint64)
+        starts = np.concatenate(([0], np.cumsum(cells.counts)[:-1]))
+        content[:] = np.add.reduceat(_mix(genes * _BINS_PER_GENE + cells.bins.astype(np.uint64)), starts)
+        return _mix(_mix(content ^ self._salt())[cells.rows] + genes)
+
+    def _salt(self) -> np.uint64:
+        if self.deterministic:
+            return _mix(np.array([self.seed], dtype=np.uint64))[0]
+        if self._generator is None:
+            worker = get_worker_info()
+            entropy = [self.seed] if worker is None else [self.seed, worker.seed]
+            self._generator = np.random.default_rng(entropy)
+        return self._generator.integers(2**64, dtype=np.uint64)
+
+    def _mask(self, cells: FlatCells, lots: UInt64Array) -> tuple[Int64Array, Int64Array]:
+        """Return what the model sees and what it must predict, gene by gene."""
+        counts = cells.counts
+        wanted = np.maximum(1, np.rint(counts * self.masked_fraction)).astype(np.int64)
+        is_masked = _lowest_of_each_cell(cells, _mix(lots ^ _MASK_STREAM), wanted)
+        is_replaced = is_masked & _chance(_mix(lots ^ _REPLACE_STREAM), self.replace_probability)
+        tokens = np.where(is_replaced, self.mask_token_id, cells.bins)
+        return tokens, np.where(is_masked, cells.bins, IGNORED_LABEL)
+
+    def _lay_out(self, cells: FlatCells, tokens: Int64Array, targets: Int64Array | None) -> dict[str, torch.Tensor]:
+        if self.gene_space == "full":
+            columns, width, empty = cells.gene_ids, self.num_genes, 0
+        else:
+            counts = cells.counts
+            columns = np.arange(len(cells.rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+            width, empty = int(counts.max()), self.pad_token_id
+        place = cells.rows * width + columns
+
+        def spread(values: Int64Array | int, fill: int) -> torch.Tensor:
+            flat = np.full(cells.num_cells * width, fill, dtype=np.int64)
+            flat[place] = values
+            return torch.from_numpy(flat.reshape(cells.num_cells, width))
+
+        batch = {"input_ids": spread(tokens, empty)}
+        if self.gene_space == "expressed":
+            batch |= {"gene_ids": spread(cells.gene_ids, 0), "attention_mask": spread(1, 0)}
+        if targets is not None:
+            batch["labels"] = spread(targets, IGNORED_LABEL)
+        return batch
+
+    def _class_ids(self, rows: Sequence[Row]) -> Int64Array:
+        assert self.label_column is not None
+        missing = next((row for row in rows if self.label_column not in row), None)
+        if missing is not None:
+            raise ValueError(
+                f"label_column={self.label_column!r} is not in the row; it has {sorted(missing)}. "
+                "Build the corpus with that obs column, or name another one"
+            )
+        labels = [row[self.label_column] for row in rows]
+        if self.label2id is None:
+            return np.asarray(labels, dtype=np.int64)
+        unknown = sorted({str(label) for label in labels if label not in self.label2id})
+        if unknown:
+            raise ValueError(f"label2id has no {unknown}; it knows {sorted(self.label2id)}. Drop these cells first")
+        return np.array([self.label2id[label] for label in labels], dtype=np.int64)
+
+
+def _check_range(name: str, value: float, *, below: bool) -> None:
+    if not (0 <= value < 1 or (value == 1 and not below)):
+        raise ValueError(f"{name} must be at least 0 and {'below' if below else 'at most'} 1, got {value}")
+
+
+def _flatten(rows: Sequence[Row]) -> FlatCells:
+    gene_lists = [np.asarray(row["gene_ids"], dtype=np.int64) for row in rows]
+    bin_lists = [np.asarray(row["input_ids"], dtype=np.int64) for row in rows]
+    counts = np.array([len(genes) for genes in gene_lists], dtype=np.int64)
+    unequal = np.flatnonzero(counts != [len(bins) for bins in bin_lists])
+    if len(unequal):
+        at = int(unequal[0])
+        raise ValueError(
+            f"row {at} of the batch has {len(bin_lists[at])} input_ids and {counts[at]} gene_ids; "
+            "they must be parallel lists of the expressed genes"
+        )
+    if not counts.all():
+        raise ValueError(
+            f"row {int(np.flatnonzero(counts == 0)[0])} of the batch has no expressed gene; "
+            "remove empty cells before training or annotation"
+        )
+    row_numbers = np.repeat(np.arange(len(rows)), counts)
+    return FlatCells(row_numbers, np.concatenate(gene_lists), np.concatenate(bin_lists), len(rows))
+
+
+def _mix(values: UInt64Array) -> UInt64Array:
+    """Return splitmix64 (Steele et al. 2014) of each value: a bijection whose output looks uniform."""
+    mixed = values + _GOLDEN_RATIO
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * _MIX_1
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * _MIX_2
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def _chance(lots: UInt64Array, probability: float) -> npt.NDArray[np.bool_]:
+    """Return True with `probability`, decided by the lots; 53 bits, as a float64 has."""
+    return (lots >> np.uint64(11)) < np.uint64(round(probability * 2**53))
+
+
+def _keep_genes(cells: FlatCells, lots: UInt64Array, gene_dropout: float) -> npt.NDArray[np.bool_]:
+    own_lots = _mix(lots ^ _DROP_STREAM)
+    survivors = ~_chance(own_lots, gene_dropout)
+    # No cell may become empty: the gene that leads its cell's draw always stays.
+    return survivors | _lowest_of_each_cell(cells, own_lots, np.ones(cells.num_cells, dtype=np.int64))
+
+
+def _lowest_of_each_cell(cells: FlatCells, lots: UInt64Array, wanted: Int64Array) -> npt.NDArray[np.bool_]:
+    """Return True for the `wanted[cell]` genes of each cell with the lowest lots (ties: a chance of 2**-64)."""
+    counts = cells.counts
+    starts = np.cumsum(counts) - counts
+    padded = np.full((cells.num_cells, int(counts.max())), np.iinfo(np.uint64).max, dtype=np.uint64)
+    padded[cells.rows, np.arange(len(cells.rows)) - np.repeat(starts, counts)] = lots
+    padded.sort(axis=1)
+    thresholds = padded[np.arange(cells.num_cells), wanted - 1]
+    return lots <= thresholds[cells.rows]

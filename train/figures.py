@@ -1,0 +1,275 @@
+"""The figures of a training run and an evaluation, each drawn from the numbers in its JSON file.
+
+Everything goes through matplotlib's object interface, so that no global state and no display is involved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from screformer.train.result_files import written_aside
+
+# Okabe and Ito's palette (2008), told apart with every common colour vision; black closes it.
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+LINE_STYLES = ("-", "--", ":", "-.")
+RESOLUTION = 150
+FONT_SIZE = 10
+MAX_NAME_LENGTH = 32
+MAX_PRINTED_CLASSES = 30
+MAX_NAMED_CURVES, NUM_WORST_CURVES = 18, 12
+SCORE_NAMES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro-F1",
+    "masked_accuracy": "masked genes",
+    "majority_bin_accuracy": "always the commonest bin",
+}
+
+
+def plot_confusion_matrix(
+    counts: Sequence[Sequence[int]], label_names: Sequence[str], path: str | Path, *, title: str = "Confusion matrix"
+) -> None:
+    """Draw counts (rows = true) as a PNG: colour is the share of the true class, the number is cells.
+
+    With more than 30 classes the numbers are left out. A class without true cells has a grey row.
+    """
+    matrix = np.asarray(counts, dtype=np.int64)
+    support = matrix.sum(axis=1, keepdims=True)
+    shares = np.where(support > 0, matrix / np.maximum(support, 1), np.nan)
+    names = [_shorten(name) for name in label_names]
+    is_printed = len(names) <= MAX_PRINTED_CLASSES
+    side = max(3.0, (0.42 if is_printed else 0.18) * len(names))
+    margin = 0.6 + 0.075 * max(map(len, names))
+    figure, axes = _new_figure(side + margin + 1.9, side + margin + 0.4)
+    axes.set_facecolor("0.88")
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if is_printed:
+        _print_counts(axes, matrix, shares)
+    axes.set_xticks(range(len(names)), names, rotation=90)
+    axes.set_yticks(
+        range(len(names)), [f"{name} ({total:,})" for name, total in zip(names, support[:, 0], strict=True)]
+    )
+    axes.tick_params(labelsize=FONT_SIZE if is_printed else FONT_SIZE - 2)
+    axes.set_xlabel("Predicted cell type")
+    axes.set_ylabel("True cell type (cells)")
+    axes.set_title(title)
+    bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, format=PercentFormatter(1.0))
+    bar.set_label("Share of the true class")
+    _save(figure, path)
+
+
+def plot_roc_curves(
+    roc_curves: Mapping[str, Mapping[str, Any] | None],
+    path: str | Path,
+    *,
+    title: str = "ROC, one class against the rest",
+) -> None:
+    """Draw one ROC curve a class, and its upper left corner enlarged.
+
+    The legend begins with the worst class. With more than 18 classes only the 12 worst have colours; the others are
+    grey. Classes without a curve are named in the legend.
+    """
+    drawn = {name: curve for name, curve in roc_curves.items() if curve is not None}
+    names = sorted(drawn, key=lambda name: drawn[name]["auc"])
+    num_named = len(names) if len(names) <= MAX_NAMED_CURVES else NUM_WORST_CURVES
+    figure, axes = _new_figure(9.0, 5.2)
+    corner = axes.inset_axes((0.36, 0.1, 0.6, 0.6), xlim=(-0.004, 0.2), ylim=(0.8, 1.004))
+    corner.tick_params(labelsize=FONT_SIZE - 2)
+    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=(0, (2, 2)))
+    # Best first, so that the curves that need attention lie on top.
+    for index, name in reversed(list(enumerate(names))):
+        style = _line(index) if index < num_named else {"color": "0.8", "linewidth": 1.0}
+        for panel in (axes, corner):
+            panel.plot(drawn[name]["false_positive_rate"], drawn[name]["true_positive_rate"], **style)
+    for index, name in enumerate(names[:num_named]):
+        axes.plot([], [], label=f"{_shorten(name)}  {_shown_area(drawn[name]['auc'])}", **_line(index))
+    if num_named < len(names):
+        least = _shown_area(drawn[names[num_named]]["auc"])
+        axes.plot([], [], color="0.8", label=f"{len(names) - num_named} other classes  at least {least}")
+    for name in [name for name, curve in roc_curves.items() if curve is None][:NUM_WORST_CURVES]:
+        axes.plot([], [], alpha=0, label=f"{_shorten(name)}  not defined")
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    axes.set_xlabel("False positive rate")
+    axes.set_ylabel("True positive rate")
+    axes.set_title(title)
+    axes.legend(
+        title="Class  AUC", loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=FONT_SIZE - 1
+    )
+    _save(figure, path)
+
+
+def plot_training_curves(
+    log_history: Sequence[Mapping[str, Any]], path: str | Path, *, title: str = "Training", scores: Sequence[str] = ()
+) -> None:
+    """Draw the losses, and `scores` of the held-out cells in a second panel, against epochs.
+
+    Parameters
+    ----------
+    log_history
+        Of the Trainer: entries with ``epoch`` and ``loss``, ``eval_loss`` or other ``eval_*`` numbers.
+    path
+        PNG file to write.
+    title
+        Headline.
+    scores
+        Names without ``eval_``, for example ``("accuracy", "macro_f1")``.
+    """
+    figure, first = _new_figure(9.6 if scores else 5.6, 4.0, num_panels=2 if scores else 1)
+    panels = figure.axes
+    for index, (key, name) in enumerate((("loss", "training"), ("eval_loss", "held-out cells"))):
+        _plot_history(first, log_history, key, name, index, has_markers=key != "loss")
+    first.set_ylabel("Cross-entropy loss")
+    for index, score in enumerate(scores):
+        _plot_history(panels[1], log_history, f"eval_{score}", SCORE_NAMES.get(score, score), index, has_markers=True)
+    if scores:
+        panels[1].set_ylabel("Score on held-out cells")
+        panels[1].set_ylim(top=1.0 if panels[1].get_ylim()[1] > 0.9 else None)
+    for axes in panels:
+        axes.set_xlabel("Epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(color="0.9")
+        axes.legend(frameon=False)
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+def plot_proportions(
+    counts: Mapping[str, Mapping[str, int]], path: str | Path, *, title: str = "Cell types", group_name: str = "donor"
+) -> None:
+    """Draw the share of each cell type in each group (donor, dataset) as stacked bars (paper, figure 2B).
+
+    Parameters
+    ----------
+    counts
+        Group -> cell type -> number of cells.
+    path
+        PNG file to write.
+    title
+        Headline.
+    group_name
+        What the groups are.
+    """
+    totals: dict[str, int] = {}
+    for group in counts.values():
+        for name, number in group.items():
+            totals[name] = totals.get(name, 0) + number
+    figure, axes = _new_figure(9.0, max(1.6 + 0.5 * len(counts), 1.2 + 0.26 * len(totals)))
+    groups = list(counts)
+    sizes = np.array([max(sum(counts[group].values()), 1) for group in groups])
+    left = np.zeros(len(groups))
+    for index, name in enumerate(sorted(totals, key=lambda name: -totals[name])):
+        shares = np.array([counts[group].get(name, 0) for group in groups]) / sizes
+        axes.barh(groups, shares, left=left, label=_shorten(name), edgecolor="white", linewidth=0.6, **_fill(index))
+        left += shares
+    axes.set_yticks(
+        range(len(groups)), [f"{_shorten(group)}\n{sum(counts[group].values()):,} cells" for group in groups]
+    )
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_xlabel(f"Share of the cells of each {group_name}")
+    axes.set_title(title)
+    axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=FONT_SIZE - 1)
+    _save(figure, path)
+
+
+def plot_comparison(
+    scores: Mapping[str, Mapping[str, float]],
+    path: str | Path,
+    *,
+    title: str = "Comparison",
+    score_names: Sequence[str] = ("accuracy", "macro_f1"),
+) -> None:
+    """Draw models beside each other, a bar for each score with its value (paper, figure 4).
+
+    Parameters
+    ----------
+    scores
+        Model -> score name -> number in [0, 1].
+    path
+        PNG file to write.
+    title
+        Headline.
+    score_names
+        The scores to show, in order; a model may lack one.
+    """
+    models = list(scores)
+    figure, axes = _new_figure(8.0, 1.5 + 0.3 * len(models) * (len(score_names) + 0.7))
+    height = 0.8 / len(score_names)
+    for index, score in enumerate(score_names):
+        places = np.arange(len(models)) + (index - (len(score_names) - 1) / 2) * height
+        values = [scores[model].get(score, np.nan) for model in models]
+        axes.barh(places, values, height=height * 0.92, label=SCORE_NAMES.get(score, score), **_fill(index))
+        for place, value in zip(places, values, strict=True):
+            text = "not measured" if np.isnan(value) else f"{value:.3f}"
+            axes.text(np.nan_to_num(value) + 0.01, place, text, va="center", fontsize=FONT_SIZE - 1)
+    axes.set_yticks(range(len(models)), [_shorten(model) for model in models])
+    axes.set_ylim(len(models) - 0.5, -0.5)
+    axes.set_xlim(0, 1.1)
+    axes.set_xticks(np.linspace(0, 1, 6))
+    axes.set_xlabel("Score on the test cells")
+    axes.set_title(title)
+    axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+    _save(figure, path)
+
+
+def _new_figure(width: float, height: float, *, num_panels: int = 1) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = [figure.add_subplot(1, num_panels, number + 1) for number in range(num_panels)]
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=FONT_SIZE)
+    return figure, panels[0]
+
+
+def _print_counts(axes: Axes, matrix: npt.NDArray[np.int64], shares: npt.NDArray[np.float64]) -> None:
+    for row, column in zip(*np.nonzero(matrix), strict=True):
+        is_dark = shares[row, column] > 0.55
+        text = f"{matrix[row, column]:,}"
+        size = FONT_SIZE - 1 - max(len(text) - 3, 0)
+        axes.text(column, row, text, ha="center", va="center", fontsize=size, color="white" if is_dark else "black")
+
+
+def _plot_history(
+    axes: Axes, log_history: Sequence[Mapping[str, Any]], key: str, name: str, index: int, *, has_markers: bool
+) -> None:
+    points = [(entry["epoch"], entry[key]) for entry in log_history if key in entry and "epoch" in entry]
+    if points:
+        epochs, values = zip(*points, strict=True)
+        axes.plot(epochs, values, label=name, marker="o" if has_markers or len(points) == 1 else None, **_line(index))
+
+
+def _line(index: int) -> dict[str, Any]:
+    colors = COLORS[:6]
+    style = LINE_STYLES[index // len(colors) % len(LINE_STYLES)]
+    return {"color": colors[index % len(colors)], "linestyle": style, "linewidth": 1.8}
+
+
+def _fill(index: int) -> dict[str, Any]:
+    """Return colour and hatching of the `index`-th class: eight colours, then the same with a pattern."""
+    hatches = (None, "///", "...", "xxx", "---", "ooo")
+    return {"color": COLORS[index % len(COLORS)], "hatch": hatches[index // len(COLORS) % len(hatches)]}
+
+
+def _shown_area(area: float) -> str:
+    # 0.9996 is not 1.000: round down, so that only a perfect class shows 1.
+    return f"{np.floor(area * 1000) / 1000:.3f}"
+
+
+def _shorten(name: str) -> str:
+    return name if len(name) <= MAX_NAME_LENGTH else f"{name[: MAX_NAME_LENGTH - 1]}…"
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    with written_aside(path) as aside:
+        figure.savefig(aside, format="png", dpi=RESOLUTION)
