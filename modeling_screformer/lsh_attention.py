@@ -162,24 +162,33 @@ def _attend_round(
     batch, heads, length, width = query_key.shape
     index = order.unsqueeze(-1).expand(-1, -1, -1, width)
     query = _to_chunks(query_key.gather(2, index), bucket_size)
-    key = F.normalize(query, dim=-1)
-    chunked_value = _to_chunks(value.gather(2, index), bucket_size)
-    is_token = torch.ones(batch, length, dtype=torch.bool, device=order.device) if mask is None else mask
-    sorted_is_token = is_token[:, None, :].expand(-1, heads, -1).gather(2, order)
-    key_mask = _look_one_back(_to_chunks(sorted_is_token, bucket_size))
+    key = _look_one_back(F.normalize(query, dim=-1))
+    chunked_value = _look_one_back(_to_chunks(value.gather(2, index), bucket_size))
 
-    scores = query @ _look_one_back(key).transpose(-1, -2) / math.sqrt(width)
-    itself = torch.eye(bucket_size, 2 * bucket_size, dtype=torch.bool, device=order.device).roll(bucket_size, dims=1)
-    scores = scores.masked_fill(itself, SELF_SCORE)
-    scores = scores.masked_fill(~key_mask.unsqueeze(-2), torch.finfo(scores.dtype).min)
-    log_normaliser = scores.logsumexp(dim=-1)
-    attended = (scores - log_normaliser.unsqueeze(-1)).exp() @ _look_one_back(chunked_value)
+    scores = (query / math.sqrt(width)) @ key.transpose(-1, -2)
+    scores.diagonal(offset=bucket_size, dim1=-2, dim2=-1).fill_(SELF_SCORE)
+    is_hidden = ~_seen_keys(order, mask, bucket_size)
+    scores = scores.masked_fill_(is_hidden.unsqueeze(-2), torch.finfo(scores.dtype).min)
+    highest = scores.detach().amax(dim=-1, keepdim=True)
+    weights = (scores - highest).exp_()
+    total = weights.sum(dim=-1, keepdim=True)
+    attended = (weights @ chunked_value) / total
+    log_normaliser = highest + total.log()
 
     place = torch.empty_like(order).scatter_(2, order, torch.arange(length, device=order.device).expand_as(order))
     values = attended.reshape(batch, heads, -1, width)[:, :, :length].gather(
         2, place.unsqueeze(-1).expand(-1, -1, -1, width)
     )
     return RoundOutput(values, log_normaliser.reshape(batch, heads, -1)[:, :, :length].gather(2, place))
+
+
+def _seen_keys(order: Tensor, mask: Tensor | None, bucket_size: int) -> Tensor:
+    """Return which keys of each chunk's window are tokens, not padding or filling, (B, H or 1, N, 2 K)."""
+    if mask is None:  # the same for every cell and head
+        is_token = torch.ones_like(order[:1, :1], dtype=torch.bool)
+    else:
+        is_token = mask[:, None, :].expand_as(order).gather(2, order)
+    return _look_one_back(_to_chunks(is_token, bucket_size))
 
 
 def _to_chunks(sorted_tokens: Tensor, bucket_size: int) -> Tensor:
