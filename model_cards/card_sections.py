@@ -1,0 +1,202 @@
+"""The sections of a model card that depend on what was recorded and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from screformer.model_cards.checkpoint_records import Checkpoint, Json, read_checkpoint
+from screformer.model_cards.comparison import (
+    FEW_CELLS,
+    LOGISTIC_REGRESSION,
+    METRIC_TITLES,
+    MODEL,
+    Results,
+    by_support,
+    compare,
+    majority_sentence,
+    ordered_rows,
+    rare_classes,
+    row_title,
+    untested_classes,
+)
+from screformer.model_cards.markdown import flat_rows, format_share, format_value, join_names, plain, table
+
+EXTRA_METRIC_TITLES = {"macro_auc": "Macro-AUC", "expected_calibration_error": "Calibration error"}
+# Of the hundred settings of a run, those that decide what is learned.
+TRAINING_SETTINGS = (
+    "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
+    "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "early_stopping_patience", "bf16", "fp16", "seed",
+)  # fmt: skip
+
+
+class DataSource(NamedTuple):
+    """Where training cells come from: words that no file of a checkpoint holds."""
+
+    name: str
+    citation: str
+    origin: str
+    licence: str
+
+
+def training_data_section(checkpoint: Checkpoint, data_sources: Sequence[DataSource]) -> str:
+    """Return provenance and licence, what the corpus recorded of itself, and the split."""
+    paragraphs = []
+    if data_sources:
+        columns = ("Data", "Citation", "Obtained from", "Licence")
+        paragraphs.append(table(columns, (tuple(map(plain, source)) for source in data_sources)))
+    else:
+        paragraphs.append("The provenance and the licence of the training cells are not recorded.")
+    corpus = list(flat_rows(checkpoint.training.get("corpus", {})))
+    if corpus:
+        paragraphs.append(table(("Corpus", "Value"), corpus))
+    sizes = checkpoint.splits.get("num_cells")
+    if sizes:
+        rows = ((plain(part), format_value(size)) for part, size in sizes.items())
+        paragraphs += [_split_rule(checkpoint.splits), table(("Part", "Cells"), rows)]
+    return "\n\n".join(paragraphs)
+
+
+def _split_rule(splits: Json) -> str:
+    if splits.get("group_column"):
+        column, groups = plain(splits["group_column"]), join_names(splits["test_groups"])
+        return f"Split by {column}: the test cells are those of {groups}, never seen in training."
+    return "Split at random, stratified by label: cells of one donor are in every part."
+
+
+def training_procedure_section(checkpoint: Checkpoint, pretraining: str | Path | None) -> str:
+    """Return settings and outcome of the run, and of the pretraining that it began from."""
+    paragraphs = [] if pretraining is None else _run(read_checkpoint(pretraining))
+    paragraphs += _run(checkpoint)
+    if pretraining is None and checkpoint.training.get("task") == "fine-tuning":
+        start = checkpoint.training.get("model", {}).get("checkpoint")
+        paragraphs.append(
+            "There was no pretraining: the weights began at random."
+            if start is None
+            else f"It began from {format_value(start)}; how that was pretrained is not recorded here."
+        )
+    return "\n\n".join(paragraphs)
+
+
+def _run(checkpoint: Checkpoint) -> list[str]:
+    record = checkpoint.training
+    if not record:
+        return ["The training procedure is not recorded."]
+    settings = {name: record["training"][name] for name in TRAINING_SETTINGS if name in record.get("training", {})}
+    if settings.get("max_steps", -1) < 0:  # transformers' way to say that epochs decide
+        settings.pop("max_steps", None)
+    sections = (record.get("model", {}), record.get("cells", {}), settings)
+    rows = [row for section in sections for row in flat_rows(section)]
+    paragraphs = [f"### {plain(record.get('task', 'training')).capitalize()}", table(("Setting", "Value"), rows)]
+    if checkpoint.metrics:
+        paragraphs.append(table(("Outcome", "Value"), flat_rows(checkpoint.metrics)))
+    return paragraphs
+
+
+def evaluation_section(results: Results | None) -> str:
+    """Return the table of the model and its rivals, the verdict in words, and the scores by cell type."""
+    if results is None:
+        return (
+            "No evaluation on test cells is recorded. Measure it on labelled cells of your own before you rely on it."
+        )
+    model, comparison, majority = results[MODEL], compare(results), majority_sentence(results)
+    size = f" of {format_value(model['num_cells'])} cells" if "num_cells" in model else ""
+    extra = {
+        metric: title
+        for metric, title in EXTRA_METRIC_TITLES.items()
+        if any(row.get(metric) is not None for row in results.values())
+    }
+    columns = METRIC_TITLES | extra
+    rows = [
+        (plain(row_title(name)), *(format_share(row.get(metric)) for metric in columns))
+        for name, row in ordered_rows(results)
+    ]
+    paragraphs = [
+        f"On the {plain(model.get('part', 'test'))} set{size}. Every row was fitted on the same training cells and "
+        "tested on the same test cells; macro-F1 is the mean over the classes that occur, true or predicted.",
+        table(("", *columns.values()), rows),
+        comparison.sentence if comparison else "Logistic regression was not measured on this test set.",
+    ]
+    paragraphs += [majority] if majority else []
+    paragraphs += [_regression_note(results)] if comparison else []
+    paragraphs += ["### By cell type", _per_class_table(results)] if "per_class" in model else []
+    return "\n\n".join(paragraphs)
+
+
+def _regression_note(results: Results) -> str:
+    row = results[LOGISTIC_REGRESSION]
+    facts = [f"C = {row['inverse_strength']:g}"] if row.get("inverse_strength") is not None else []
+    facts += [f"{row['seconds']:.1f} s, search included"] if row.get("seconds") is not None else []
+    return (
+        "The logistic regression reads log1p CP10k of the same genes, with an L2 penalty and balanced classes; its "
+        "C was searched by cross-validation within the training cells" + (f" ({'; '.join(facts)})." if facts else ".")
+    )
+
+
+def _per_class_table(results: Results) -> str:
+    regression = results.get(LOGISTIC_REGRESSION, {}).get("per_class", {})
+    columns = ["Cell type", "Test cells", "Precision", "Recall", "F1"]
+    columns += ["F1, logistic regression"] if regression else []
+    rows = []
+    for name, scores in by_support(results[MODEL]):
+        shown = [scores[metric] for metric in ("precision", "recall", "f1")]
+        shown += [regression.get(name, {}).get("f1")] if regression else []
+        is_tested = scores["support"] > 0
+        numbers = [format_share(value if is_tested else None) for value in shown]
+        rows.append((plain(name), format_value(scores["support"]), *numbers))
+    return table(columns, rows)
+
+
+def limitations(results: Results | None, checkpoint: Checkpoint) -> Iterable[str]:
+    """Give one sentence a limitation, those first that follow from the records."""
+    splits, seed = checkpoint.splits, checkpoint.training.get("training", {}).get("seed")
+    if "num_cells" in splits:
+        yield f"Trained on {format_value(splits['num_cells']['train'])} labelled cells: all it has seen of these types."
+    groups, column = splits.get("test_groups") or [], plain(splits.get("group_column"))
+    if len(groups) == 1:
+        yield f"Tested on one {column} only ({plain(groups[0])}): how scores differ from one to another is open."
+    elif splits and not groups:
+        yield "The test cells come from the same donors as the training cells. On a new donor expect lower scores."
+    run = "one training run" + (f" (seed {seed})" if seed is not None else "")
+    yield f"One split and {run}: there is no error bar, and gaps of a few points may be chance."
+    if results is not None:
+        yield from _measured_limitations(results)
+    if checkpoint.cell_types:
+        yield (
+            f"It always answers with one of its {len(checkpoint.cell_types)} labels, also for a cell type that it has "
+            "never seen, a doublet or debris."
+        )
+        yield "The labels are those of the data's authors; their errors and their granularity are learned with them."
+
+
+def _measured_limitations(results: Results) -> Iterable[str]:
+    model, comparison = results[MODEL], compare(results)
+    if comparison is not None and comparison.verdict == "loses":
+        yield "For these labels a logistic regression is better and cheaper: prefer it, if labels are all you need."
+    rare, untested = rare_classes(model), untested_classes(model)
+    if rare:
+        yield f"Fewer than {FEW_CELLS} test cells, so that single cells decide the F1: {join_names(rare)}."
+    if untested:
+        yield f"Not tested at all, for lack of test cells: {join_names(untested)}."
+    if model.get("unknown_labels"):
+        unknown = join_names(model["unknown_labels"])
+        yield f"Labels of the test set that the model does not know, counted as errors: {unknown}."
+    if model.get("expected_calibration_error") is not None:
+        yield (
+            "Its probabilities were not calibrated: the expected calibration error on the test set is "
+            f"{model['expected_calibration_error']:.3f}."
+        )
+
+
+def versions_section(checkpoint: Checkpoint) -> str:
+    """Return the versions that the training recorded."""
+    versions = checkpoint.training.get("versions")
+    return table(("Software", "Version"), flat_rows(versions)) if versions else "Not recorded."
+
+
+def data_licence_sentence(data_sources: Sequence[DataSource]) -> str:
+    """Return what is known of the terms of the training data."""
+    if not data_sources:
+        return "The terms of the training data are not recorded."
+    return "The training data have their own terms, named above."

@@ -1,0 +1,57 @@
+"""What the files of a checkpoint folder say about it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import safe_open
+
+from screformer.train.result_files import read_json
+
+Json = dict[str, Any]  # Any: whatever a JSON file holds
+
+
+class Checkpoint(NamedTuple):
+    """The records in a checkpoint folder; those that are not there are empty."""
+
+    folder: Path
+    config: Json
+    tokenizer: Json
+    training: Json
+    metrics: Json
+    splits: Json
+
+    @property
+    def cell_types(self) -> list[str]:
+        """Labels of a classifier, in id order; empty for other models."""
+        if "Classification" not in (self.config.get("architectures") or [""])[0]:
+            return []
+        return [name for _, name in sorted(self.config["id2label"].items(), key=lambda item: int(item[0]))]
+
+
+def read_checkpoint(folder: str | Path) -> Checkpoint:
+    """Return the records in a checkpoint folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        It has no ``config.json``.
+    """
+    place = Path(folder)
+    if not (place / "config.json").exists():
+        raise FileNotFoundError(f"folder {str(place)!r} has no config.json; give the folder of a saved model")
+    names = ("config", "tokenizer_config", "training", "metrics", "splits")
+    records = [read_json(path) if (path := place / f"{name}.json").exists() else {} for name in names]
+    return Checkpoint(place, *records)
+
+
+def num_values(folder: Path) -> int | None:
+    """Return how many numbers (weights and fixed buffers) the safetensors files hold; None without such files."""
+    total = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="numpy") as file:
+            names = file.keys()
+            total += sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+    return total or None

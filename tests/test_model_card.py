@@ -1,0 +1,360 @@
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.utils
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard
+from safetensors.numpy import save_file
+
+from screformer.model_cards.comparison import compare, points
+from screformer.model_cards.markdown import flat_rows, format_value, plain, table
+from screformer.model_cards.model_card import DataSource, write_model_card
+
+EXPECTED_CARD = Path(__file__).with_name("expected_model_card.md")
+SOURCES = [
+    DataSource(
+        "Two donors' pancreas",
+        "Doe et al. 2020",
+        "https://example.org/cells_2020?a=1&b=2",
+        "CC BY 4.0",
+    )
+]
+
+
+def scores(accuracy: float, macro_f1: float, f1: dict[str, float]) -> dict[str, Any]:
+    supports = {"alpha|cell": 30, "beta_cell": 16, "t<cell": 4, "schwann": 0}
+    return {
+        "accuracy": accuracy,
+        "macro_f1": macro_f1,
+        "balanced_accuracy": macro_f1 - 0.01,
+        "num_cells": 50,
+        "per_class": {
+            name: {
+                "precision": f1[name] + 0.01,
+                "recall": f1[name] - 0.01,
+                "f1": f1[name],
+                "support": support,
+                "auc": 0.9,
+            }
+            for name, support in supports.items()
+        },
+    }
+
+
+@pytest.fixture
+def results() -> dict[str, dict[str, Any]]:
+    return {
+        "majority_class": scores(0.6, 0.25, {"alpha|cell": 0.75, "beta_cell": 0, "t<cell": 0, "schwann": 0}),
+        "model": scores(0.88, 0.81, {"alpha|cell": 0.95, "beta_cell": 0.9, "t<cell": 0.58, "schwann": 0})
+        | {"part": "test", "macro_auc": 0.97, "expected_calibration_error": 0.041, "unknown_labels": ["mast"]},
+        "logistic_regression": scores(0.94, 0.87, {"alpha|cell": 0.97, "beta_cell": 0.94, "t<cell": 0.7, "schwann": 0})
+        | {"seconds": 6.26, "inverse_strength": 0.1},
+    }
+
+
+def write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """The records of a fine-tuned classifier, with weights of 14 numbers."""
+    folder = tmp_path / "finetuned"
+    folder.mkdir()
+    write_json(
+        folder / "config.json",
+        {
+            "architectures": ["ScReformerForCellClassification"],
+            "num_genes": 17_927,
+            "num_bins": 6,
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "attention": "lsh",
+            "bucket_size": 64,
+            "num_hashes": 2,
+            "gene_space": "expressed",
+            "id2label": {"0": "alpha|cell", "1": "beta_cell", "2": "t<cell", "3": "schwann"},
+        },
+    )
+    write_json(folder / "tokenizer_config.json", {"binning": "log2", "target_sum": 10_000, "num_bins": 6})
+    write_json(
+        folder / "training.json",
+        {
+            "task": "fine-tuning",
+            "state": "finished",
+            "corpus": {
+                "num_cells": 250,
+                "sources": [{"path": "/home/somebody/cells.h5ad", "sha256": "ab12"}],
+                "missing": None,
+            },
+            "model": {"checkpoint": "runs/pretrained", "preset": None, "config_overrides": []},
+            "cells": {"label_column": "cell_type", "group_column": "donor", "test_groups": ["d2"], "gene_dropout": 0.0},
+            "training": {"num_train_epochs": 3.0, "max_steps": -1, "learning_rate": 1e-4, "bf16": False, "seed": 2022},
+            "versions": {"python": "3.11.9", "torch": "2.13.0"},
+        },
+    )
+    write_json(folder / "metrics.json", {"validation_accuracy": 0.91, "best_step": 12, "training_seconds": 61.53})
+    write_json(
+        folder / "splits.json",
+        {
+            "group_column": "donor",
+            "test_groups": ["d2"],
+            "num_cells": {"train": 160, "validation": 40, "test": 50},
+            "train": ["c1"],
+        },
+    )
+    weights = {"a": np.zeros((3, 4), np.float32), "b": np.zeros(2, np.float32)}
+    save_file(weights, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def card_text(checkpoint: Path, results: dict[str, dict[str, Any]]) -> str:
+    path = write_model_card(
+        checkpoint, results=results, model_name="pancreas-tiny", repo_id="me/pancreas-tiny", data_sources=SOURCES
+    )
+    return path.read_text(encoding="utf-8")
+
+
+def edit(path: Path, **changes: object) -> None:
+    write_json(path, json.loads(path.read_text(encoding="utf-8")) | changes)
+
+
+def test_the_whole_card_is_as_expected(card_text: str) -> None:
+    assert card_text == EXPECTED_CARD.read_text(encoding="utf-8")
+
+
+def test_front_matter_loads_and_holds_the_scores_of_the_model(checkpoint: Path, card_text: str) -> None:
+    data = ModelCard.load(checkpoint / "README.md").data
+    assert (data.license, data.library_name, data.model_name) == ("apache-2.0", "transformers", "pancreas-tiny")
+    assert "cell-type-annotation" in data.tags
+    found = {(result.metric_type, result.metric_name): result.metric_value for result in data.eval_results}
+    assert found == {
+        ("accuracy", "Accuracy"): 0.88,
+        ("f1", "Macro-F1"): 0.81,
+        ("balanced_accuracy", "Balanced accuracy"): 0.8,
+    }
+    assert {result.dataset_config for result in data.eval_results} == {"held-out donor: d2"}
+    assert {result.dataset_type for result in data.eval_results} == {"two-donors-pancreas"}
+
+
+def test_writing_a_card_opens_no_connection(
+    checkpoint: Path, results: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("the network was used")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr(huggingface_hub.utils, "get_session", refuse)
+    write_model_card(checkpoint, results=results)
+    ModelCard.load(checkpoint / "README.md")
+
+
+def test_every_number_of_the_template_is_part_of_a_name_or_the_citation() -> None:
+    import screformer.model_cards.model_card as module
+
+    template = Path(module.__file__).with_name("template.md").read_text(encoding="utf-8")
+    prose = template.split("## Citation")[0]
+    assert re.findall(r"(?<![\w$])\d+\b", prose) == [
+        "2025",
+        "0",
+        "16",
+        "16",
+    ]  # the paper, "from 0", cells of the examples
+
+
+def test_a_win_a_draw_and_a_mixed_result_are_called_so(results: dict[str, dict[str, Any]]) -> None:
+    regression = results["logistic_regression"]
+
+    def verdict(accuracy_gap: float, macro_f1_gap: float) -> str:
+        changed = {
+            "accuracy": regression["accuracy"] + accuracy_gap,
+            "macro_f1": regression["macro_f1"] + macro_f1_gap,
+        }
+        comparison = compare(results | {"model": results["model"] | changed})
+        assert comparison is not None
+        return f"{comparison.verdict}: {comparison.headline}"
+
+    assert verdict(0.02, 0.01) == (
+        "wins: The model beats logistic regression: +2.0 points of accuracy, +1.0 points of macro-F1"
+    )
+    assert verdict(0.02, 0.0004).startswith("wins: The model beats")
+    assert verdict(0.0004, -0.0004) == (
+        "draws: The model is level with logistic regression: ±0.0 points of accuracy, ±0.0 points of macro-F1"
+    )
+    assert verdict(0.02, -0.03) == (
+        "is mixed: The model and logistic regression each win once: +2.0 points of accuracy, -3.0 points of macro-F1"
+    )
+    assert verdict(0, -0.03).startswith("loses: The model loses to")
+
+
+def test_points_round_to_a_tenth_with_a_sign() -> None:
+    assert [points(gap) for gap in (0.0314, -0.0314, 0.0004, -0.0004)] == [
+        "+3.1 points",
+        "-3.1 points",
+        "±0.0 points",
+        "±0.0 points",
+    ]
+
+
+def test_a_card_without_baselines_or_results_says_so(checkpoint: Path, results: dict[str, dict[str, Any]]) -> None:
+    text = write_model_card(checkpoint, results={"model": results["model"]}).read_text(encoding="utf-8")
+    assert "claims no advantage over it" in text
+    assert "Logistic regression was not measured" in text
+    assert "Always naming" not in text
+    text = write_model_card(checkpoint).read_text(encoding="utf-8")
+    assert "No evaluation on test cells is recorded" in text
+    assert ModelCard.load(checkpoint / "README.md").data.eval_results is None
+
+
+def test_the_evaluation_file_of_the_folder_is_the_default_result(
+    checkpoint: Path, results: dict[str, dict[str, Any]]
+) -> None:
+    write_json(checkpoint / "evaluation.json", results["model"])
+    assert "| scReformer-BERT | 0.880 |" in write_model_card(checkpoint).read_text(encoding="utf-8")
+
+
+def test_an_unknown_rival_gets_a_row_of_its_own(checkpoint: Path, results: dict[str, dict[str, Any]]) -> None:
+    text = write_model_card(checkpoint, results={"k|NN": results["model"]} | results).read_text(encoding="utf-8")
+    assert text.index("| scReformer-BERT |") < text.index("| Majority class |") < text.index("| k\\|NN |")
+
+
+def test_pretraining_joins_the_card(checkpoint: Path, tmp_path: Path, results: dict[str, dict[str, Any]]) -> None:
+    folder = tmp_path / "pretrained"
+    folder.mkdir()
+    write_json(folder / "config.json", {"architectures": ["ScReformerForMaskedLM"]})
+    write_json(folder / "training.json", {"task": "pretraining", "training": {"seed": 7, "max_steps": 300}})
+    write_json(folder / "metrics.json", {"held_out_masked_accuracy": 0.51234, "held_out_majority_bin_accuracy": 0.5})
+    text = write_model_card(checkpoint, results=results, pretraining=folder).read_text(encoding="utf-8")
+    assert "| max_steps | 300 |" in text
+    assert "| held_out_masked_accuracy | 0.5123 |\n| held_out_majority_bin_accuracy | 0.5 |" in text
+    assert "how that was pretrained" not in text
+
+
+def test_a_classifier_that_began_at_random_says_so(checkpoint: Path) -> None:
+    edit(checkpoint / "training.json", model={"checkpoint": None, "preset": "tiny"})
+    assert "There was no pretraining" in write_model_card(checkpoint).read_text(encoding="utf-8")
+
+
+def test_a_random_split_is_called_easier(checkpoint: Path) -> None:
+    edit(checkpoint / "splits.json", group_column=None, test_groups=[])
+    text = write_model_card(checkpoint).read_text(encoding="utf-8")
+    assert "On a new donor expect lower scores" in text
+    assert "Split at random" in text
+
+
+@pytest.mark.parametrize(
+    ("architecture", "auto_class"),
+    [("ScReformerForMaskedLM", "AutoModelForMaskedLM"), ("ScReformerModel", "AutoModel")],
+)
+def test_a_folder_with_only_a_config_gets_a_card(tmp_path: Path, architecture: str, auto_class: str) -> None:
+    write_json(tmp_path / "config.json", {"architectures": [architecture]})
+    text = write_model_card(tmp_path).read_text(encoding="utf-8")
+    assert f"model = {auto_class}.from_pretrained(source, trust_remote_code=True)" in text
+    assert "screformer annotate" not in text
+    assert text.count("not recorded") >= 4
+
+
+def test_a_card_replaces_the_old_one_and_leaves_nothing_else(checkpoint: Path) -> None:
+    before = {path.name for path in checkpoint.iterdir()}
+    for _ in range(2):
+        write_model_card(checkpoint)
+    assert {path.name for path in checkpoint.iterdir()} == before | {"README.md"}
+
+
+def test_text_cannot_break_out_of_a_table() -> None:
+    assert plain("a|b\n<script> `x` *y* [z] snake_case _edge_ & ~") == (
+        "a\\|b &lt;script> \\`x\\` \\*y\\* \\[z\\] snake_case \\_edge\\_ &amp; \\~"
+    )
+    assert table(("Name", "N"), [("x", "1"), ("y", "-")]) == "| Name | N |\n| --- | ---: |\n| x | 1 |\n| y | - |"
+
+
+def test_recorded_values_are_readable_and_hide_the_machine() -> None:
+    values = [True, 2022, 15_000, 0.123456, [1, "two"], "/home/somebody/cells.h5ad", "runs/pretrained"]
+    assert [format_value(value) for value in values] == [
+        "yes",
+        "2022",
+        "15,000",
+        "0.1235",
+        "1, two",
+        "cells.h5ad",
+        "runs/pretrained",
+    ]
+    assert list(flat_rows({"a": {"b": 1}, "c": [{"d": 2}, {"d": 3}], "e": None, "f": []})) == [
+        ("a.b", "1"),
+        ("c.1.d", "2"),
+        ("c.2.d", "3"),
+    ]
+
+
+def test_the_example_of_the_card_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, results: dict[str, dict[str, Any]]
+) -> None:
+    import anndata
+    import torch
+
+    from screformer import GeneVocabulary, ScReformerConfig, ScReformerForCellClassification, ScReformerTokenizer
+
+    tokenizer = ScReformerTokenizer()
+    labels = dict(enumerate(results["model"]["per_class"]))
+    config = ScReformerConfig.preset(
+        "tiny",
+        num_genes=tokenizer.num_genes,
+        hidden_size=8,
+        num_hidden_layers=1,
+        intermediate_size=8,
+        classifier_hidden_sizes=[4, 4],
+        id2label=labels,
+        gene_space="expressed",
+    )
+    folder = tmp_path / "saved"
+    with torch.random.fork_rng():
+        ScReformerForCellClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    card = write_model_card(folder, results=results).read_text(encoding="utf-8")
+    assert "| Cell types | 4 |" in card
+    counts = np.random.default_rng(0).integers(0, 3, (20, 30)).astype(np.float32)
+    cells = anndata.AnnData(counts)
+    cells.var_names = GeneVocabulary.human_v1().ensembl_ids[:30]
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    monkeypatch.chdir(tmp_path)
+    example, remote = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(example, names)
+    assert len(names["labels"]) == 16
+    assert set(names["labels"]) <= set(labels.values())
+    assert remote == example.replace("\nimport screformer  # tells the Auto classes about this model\n", "").replace(
+        "(source)", "(source, trust_remote_code=True)"
+    )
+
+
+def without(row: dict[str, Any], metric: str) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != metric}
+
+
+def test_results_that_lack_something_or_do_not_fit_are_refused(
+    checkpoint: Path, results: dict[str, dict[str, Any]]
+) -> None:
+    model = results["model"]
+    wrong = [
+        ({"logistic_regression": model}, "must have a row 'model'"),
+        ({"model": without(model, "macro_f1")}, "must be a number from 0 to 1, got None"),
+        ({"model": model | {"accuracy": 88}}, "must be a number from 0 to 1, got 88"),
+        (results | {"model": model | {"num_cells": 51}}, "must all be of the same test cells"),
+    ]
+    for given, message in wrong:
+        with pytest.raises(ValueError, match=message):
+            write_model_card(checkpoint, results=given)
+    assert not (checkpoint / "README.md").exists()
+
+
+def test_a_folder_that_is_no_checkpoint_of_ours_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
+        write_model_card(tmp_path)
+    write_json(tmp_path / "config.json", {"architectures": ["BertModel"]})
+    with pytest.raises(ValueError, match="architecture 'BertModel'"):
+        write_model_card(tmp_path)
