@@ -1,0 +1,319 @@
+"""How good a fine-tuned checkpoint is on cells it has not seen, as one JSON file with figures beside it."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import logging
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tqdm.auto import tqdm
+
+from screformer.configuration_screformer import ScReformerConfig
+from screformer.modeling_screformer import ScReformerForCellClassification
+from screformer.tokenization.corpus import Corpus, open_corpus
+from screformer.train.collator import CellCollator, GeneSpace
+from screformer.train.corpus_columns import describe_corpus, name_cells, read_column
+from screformer.train.result_files import read_json, software_versions, write_json, written_aside
+from screformer.train.starting_model import check_tokenizer
+
+logger = logging.getLogger(__name__)
+
+EVALUATION_FILE, PREDICTIONS_FILE = "evaluation.json", "predictions.tsv"
+CONFUSION_FILE, ROC_FILE = "confusion_matrix.png", "roc_curves.png"
+# Cells of similar length are batched together within this many batches, so that little is padding.
+BATCHES_SORTED_TOGETHER = 32
+
+EXAMPLE = """\
+examples:
+  python -m screformer.train.evaluate finetuned corpus --output evaluation
+  python -m screformer.train.evaluate finetuned other_corpus --part all --label_column cell_type"""
+
+
+def predict_probabilities(
+    model: ScReformerForCellClassification,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    batch_size: int = 32,
+    gene_space: GeneSpace | None = None,
+    progress: bool = True,
+) -> npt.NDArray[np.float32]:
+    """Return class probabilities (cells, classes), in the order of `rows`.
+
+    Parameters
+    ----------
+    model
+        A classifier, on the device to run on. Its training mode is the same afterwards.
+    rows
+        Cells as corpus rows: a `datasets.Dataset`, or any sequence of mappings with ``input_ids`` and ``gene_ids``.
+    batch_size
+        Cells a forward pass. The probabilities do not depend on it.
+    gene_space
+        ``"full"`` or ``"expressed"`` instead of the config's.
+    progress
+        Whether to show a progress bar.
+    """
+    logits = predict_logits(model, rows, batch_size=batch_size, gene_space=gene_space, progress=progress)
+    return torch.from_numpy(logits).softmax(dim=-1).numpy()
+
+
+def predict_logits(
+    model: ScReformerForCellClassification,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    batch_size: int = 32,
+    gene_space: GeneSpace | None = None,
+    progress: bool = True,
+) -> npt.NDArray[np.float32]:
+    """Return logits (cells, classes), in the order of `rows`; parameters as for `predict_probabilities`.
+
+    Raises
+    ------
+    ValueError
+        `batch_size` is below 1, or a cell has no expressed gene.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    collator = CellCollator.from_config(model.config, gene_space=gene_space or model.config.gene_space)
+    logits = np.empty((len(rows), model.config.num_labels), dtype=np.float32)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode(), tqdm(total=len(rows), unit="cell", disable=not progress) as bar:
+            for numbers, cells in _batches_of_similar_length(rows, batch_size):
+                batch = {name: tensor.to(model.device) for name, tensor in collator(cells).items()}
+                logits[numbers] = model(**batch).logits.float().cpu().numpy()
+                bar.update(len(numbers))
+    finally:
+        model.train(was_training)
+    return logits
+
+
+def evaluate_checkpoint(
+    checkpoint: str | Path,
+    corpus_folder: str | Path,
+    output: str | Path,
+    *,
+    part: str = "test",
+    splits: str | Path | None = None,
+    label_column: str | None = None,
+    batch_size: int = 32,
+    device: str | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Evaluate a classifier on one part of a corpus and return what ``evaluation.json`` holds.
+
+    Writes into `output`: ``evaluation.json`` (all of `classification_metrics`, and what was measured on what),
+    ``predictions.tsv`` (a row a cell, with every probability), ``confusion_matrix.png``, ``roc_curves.png``. Cells
+    whose label the model does not know count as errors; their labels are in ``unknown_labels``.
+
+    Parameters
+    ----------
+    checkpoint
+        Folder or Hub id.
+    corpus_folder
+        Corpus made with the checkpoint's tokenizer.
+    output
+        Folder to write into.
+    part
+        ``"train"``, ``"validation"`` or ``"test"`` of the splits, or ``"all"``: every labelled cell.
+    splits
+        ``splits.json`` of the fine-tuning; default the one in the checkpoint's folder.
+    label_column
+        Column of the true labels; default that of the splits.
+    batch_size
+        Cells a forward pass.
+    device
+        For example ``"cuda"``; default a GPU if there is one.
+    progress
+        Whether to show a progress bar.
+
+    Raises
+    ------
+    ValueError
+        The tokenizers differ, there are no splits, the part is unknown or empty, or its cells are not in the corpus.
+    """
+    config = ScReformerConfig.from_pretrained(checkpoint)
+    corpus = open_corpus(corpus_folder)
+    check_tokenizer(config, corpus.tokenizer(), checkpoint=str(checkpoint))
+    split = _read_splits(checkpoint, splits, is_needed=part != "all")
+    column = label_column or split.get("label_column") or "cell_type"
+    labels = read_column(corpus, column, argument="label_column")
+    numbers = _rows_of_part(corpus, labels, split, part)
+    model = ScReformerForCellClassification.from_pretrained(checkpoint)
+    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    cells = corpus.dataset.select_columns(["input_ids", "gene_ids"]).with_format("numpy").select(numbers)
+    probabilities = predict_probabilities(model, cells, batch_size=batch_size, progress=progress)
+    facts = {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "part": part,
+        "label_column": column,
+        "checkpoint": {
+            "name": str(checkpoint),
+            "weights_sha256": _hash_weights(Path(checkpoint)),
+            "tokenizer_fingerprint": config.tokenizer_fingerprint,
+        },
+        "corpus": {"name": str(corpus_folder), **describe_corpus(corpus)},
+        "device": str(model.device),
+    }
+    return _write_evaluation(
+        Path(output), facts, name_cells(corpus)[numbers], labels[numbers], probabilities, _label_names(config)
+    )
+
+
+def _batches_of_similar_length(
+    rows: Sequence[Mapping[str, Any]], batch_size: int
+) -> Iterator[tuple[list[int], list[Mapping[str, Any]]]]:
+    """Give (row numbers, rows) of each batch; the longest cells of a window come first, to fail early if at all."""
+    window = batch_size * BATCHES_SORTED_TOGETHER
+    for start in range(0, len(rows), window):
+        numbers = range(start, min(start + window, len(rows)))
+        # A `datasets.Dataset` fetches many rows at once much faster than one by one.
+        fetch = getattr(rows, "__getitems__", None)
+        cells = fetch(list(numbers)) if fetch is not None else [rows[number] for number in numbers]
+        order = sorted(range(len(cells)), key=lambda place: -len(cells[place]["gene_ids"]))
+        for first in range(0, len(order), batch_size):
+            places = order[first : first + batch_size]
+            yield [start + place for place in places], [cells[place] for place in places]
+
+
+def _read_splits(checkpoint: str | Path, splits: str | Path | None, *, is_needed: bool) -> dict[str, Any]:
+    path = Path(splits) if splits is not None else Path(checkpoint) / "splits.json"
+    if path.exists():
+        return read_json(path)
+    if is_needed or splits is not None:
+        raise ValueError(
+            f"splits: {path} does not exist. Name the splits.json that fine-tuning wrote, or evaluate every labelled "
+            'cell with part="all" (--part all)'
+        )
+    return {}
+
+
+def _rows_of_part(
+    corpus: Corpus, labels: npt.NDArray[np.str_], split: Mapping[str, Any], part: str
+) -> npt.NDArray[np.int64]:
+    if part == "all":
+        numbers = np.flatnonzero(labels != "")
+    elif part in ("train", "validation", "test"):
+        row_of = {cell_name: row for row, cell_name in enumerate(name_cells(corpus).tolist())}
+        missing = [cell_name for cell_name in split[part] if cell_name not in row_of]
+        if missing:
+            raise ValueError(
+                f"splits: {len(missing)} of {len(split[part])} cells of part {part!r} are not in the corpus, the first "
+                f"is {missing[0]!r}; use the corpus that the checkpoint was fine-tuned on"
+            )
+        numbers = np.array([row_of[cell_name] for cell_name in split[part]], dtype=np.int64)
+    else:
+        raise ValueError(f"part must be 'train', 'validation', 'test' or 'all', got {part!r}")
+    if not len(numbers):
+        raise ValueError(f"part {part!r} has no labelled cell")
+    return numbers
+
+
+def _label_names(config: ScReformerConfig) -> list[str]:
+    return [config.id2label[index] for index in range(config.num_labels)]
+
+
+def _hash_weights(checkpoint: Path) -> str | None:
+    """Return the sha256 of a local checkpoint's weights; None for one on the Hub or in several files."""
+    path = checkpoint / "model.safetensors"
+    if not path.exists():
+        return None
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _write_evaluation(
+    output: Path,
+    facts: dict[str, Any],
+    cell_names: npt.NDArray[np.str_],
+    labels: npt.NDArray[np.str_],
+    probabilities: npt.NDArray[np.float32],
+    known_labels: list[str],
+) -> dict[str, Any]:
+    from screformer.train.figures import plot_confusion_matrix, plot_roc_curves
+    from screformer.train.metrics import classification_metrics
+
+    names = known_labels + sorted(set(labels.tolist()) - set(known_labels))
+    index_of = {name: index for index, name in enumerate(names)}
+    truth = np.array([index_of[label] for label in labels.tolist()], dtype=np.int64)
+    metrics = classification_metrics(truth, probabilities, names)
+    if metrics["unknown_labels"]:
+        logger.warning(
+            "the model does not know these labels, their cells count as errors: %s", metrics["unknown_labels"]
+        )
+    evaluation = {**facts, "versions": software_versions(), **metrics}
+    _write_predictions(output / PREDICTIONS_FILE, cell_names, labels, probabilities, known_labels)
+    plot_confusion_matrix(metrics["confusion_matrix"], names, output / CONFUSION_FILE)
+    plot_roc_curves(metrics["roc_curves"], output / ROC_FILE)
+    write_json(output / EVALUATION_FILE, evaluation)
+    return evaluation
+
+
+def _write_predictions(
+    path: Path,
+    cell_names: npt.NDArray[np.str_],
+    labels: npt.NDArray[np.str_],
+    probabilities: npt.NDArray[np.float32],
+    known_labels: list[str],
+) -> None:
+    with written_aside(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, delimiter="\t", lineterminator="\n")
+        table.writerow(
+            ["cell_id", "label", "predicted", "confidence", *(f"probability_{name}" for name in known_labels)]
+        )
+        for cell_name, label, row in zip(cell_names, labels, probabilities, strict=True):
+            numbers = [f"{value:.6f}" for value in (row.max(), *row)]
+            table.writerow([cell_name, label, known_labels[int(row.argmax())], *numbers])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the command line, evaluate, and log the main scores."""
+    parser = argparse.ArgumentParser(
+        prog="python -m screformer.train.evaluate",
+        description="Evaluate a fine-tuned checkpoint on cells it has not seen.",
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("checkpoint", help="Folder or Hub id of the fine-tuned checkpoint.")
+    parser.add_argument("corpus", help="Corpus folder, made with the checkpoint's tokenizer.")
+    parser.add_argument("--output", default="evaluation", help="Folder for the results. Default: evaluation.")
+    parser.add_argument("--part", default="test", choices=["train", "validation", "test", "all"], help="Default: test.")
+    parser.add_argument("--splits", help="splits.json of the fine-tuning. Default: the one in the checkpoint.")
+    parser.add_argument("--label_column", help="Column of the true labels. Default: that of the splits.")
+    parser.add_argument("--batch_size", type=int, default=32, help="Cells a forward pass. Default: 32.")
+    parser.add_argument("--device", help="For example cuda. Default: a GPU if there is one.")
+    options = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("screformer").setLevel(logging.INFO)
+    try:
+        evaluation = evaluate_checkpoint(
+            options.checkpoint,
+            options.corpus,
+            options.output,
+            part=options.part,
+            splits=options.splits,
+            label_column=options.label_column,
+            batch_size=options.batch_size,
+            device=options.device,
+        )
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    scores = ", ".join(f"{name} {evaluation[name]:.4f}" for name in ("accuracy", "macro_f1", "balanced_accuracy"))
+    logger.info("%d cells: %s; results: %s", evaluation["num_cells"], scores, options.output)
+
+
+if __name__ == "__main__":
+    main()

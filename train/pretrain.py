@@ -1,0 +1,123 @@
+"""Pretraining on unlabelled cells: predict the masked expression bins (paper, sections 2.6 and 2.7)."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+
+import datasets
+from transformers import set_seed
+
+from screformer.modeling_screformer import ScReformerForMaskedLM
+from screformer.tokenization.corpus import Corpus, open_corpus
+from screformer.train.arguments import (
+    ModelArguments,
+    PretrainingArguments,
+    PretrainingDataArguments,
+    parse_arguments,
+)
+from screformer.train.collator import CellCollator
+from screformer.train.corpus_columns import describe_corpus
+from screformer.train.metrics import MaskedBinMetrics, keep_predicted_bins
+from screformer.train.splits import hold_out
+from screformer.train.starting_model import starting_model
+from screformer.train.training_run import (
+    CellTrainer,
+    TrainingResult,
+    begin_run,
+    describe_run,
+    early_stopping,
+    log_to_console,
+    train_and_save,
+)
+
+EXAMPLE = """\
+  python -m screformer.train.pretrain --corpus corpus --preset tiny --output_dir pretrained
+  python -m screformer.train.pretrain pretrain.yaml --num_train_epochs 10
+  accelerate launch -m screformer.train.pretrain --corpus corpus --preset large --bf16"""
+
+
+def pretrain(
+    model_arguments: ModelArguments, data: PretrainingDataArguments, training: PretrainingArguments
+) -> TrainingResult:
+    """Train a masked-bin model on a corpus and return its folder and held-out metrics.
+
+    A random `held_out_fraction` of the cells is never trained on; its loss, with masks that are the same in every
+    epoch, selects the best epoch and decides when to stop. A run that was interrupted in `training.output_dir` is
+    resumed; a finished one is returned as it is.
+
+    The result's metrics hold ``held_out_loss``, ``held_out_masked_accuracy`` and beside it
+    ``held_out_majority_bin_accuracy``, that of always answering the commonest bin.
+
+    Raises
+    ------
+    ValueError
+        The checkpoint belongs to another tokenizer than the corpus; the output folder holds a run with other settings;
+        or a setting is out of its range.
+    """
+    corpus = open_corpus(data.corpus)
+    record = describe_run("pretraining", training, describe_corpus(corpus), model=model_arguments, cells=data)
+    begun = begin_run(training, record)
+    if isinstance(begun, TrainingResult):
+        return begun
+    set_seed(training.seed)
+    model = starting_model(ScReformerForMaskedLM, corpus.tokenizer(), model_arguments)
+    trainer = _make_trainer(model, corpus, data, training)
+    return train_and_save(
+        trainer,
+        record,
+        checkpoint=begun,
+        held_out_name="held_out",
+        scores=("masked_accuracy", "majority_bin_accuracy"),
+    )
+
+
+def _make_trainer(
+    model: ScReformerForMaskedLM, corpus: Corpus, data: PretrainingDataArguments, training: PretrainingArguments
+) -> CellTrainer:
+    kept, held_out = hold_out(len(corpus.dataset), fraction=data.held_out_fraction, seed=training.seed)
+    cells: datasets.Dataset = corpus.dataset.select_columns(["input_ids", "gene_ids"]).with_format("numpy")
+
+    def collator(*, deterministic: bool) -> CellCollator:
+        return CellCollator.from_config(
+            model.config,
+            masked_fraction=data.masked_fraction,
+            replace_probability=data.replace_probability,
+            seed=training.seed,
+            deterministic=deterministic,
+        )
+
+    return CellTrainer(
+        model=model,
+        args=training,
+        train_dataset=cells.select(kept),
+        eval_dataset=cells.select(held_out),
+        data_collator=collator(deterministic=False),
+        eval_data_collator=collator(deterministic=True),
+        processing_class=corpus.tokenizer(),
+        compute_metrics=MaskedBinMetrics(model.config.num_bins),
+        preprocess_logits_for_metrics=keep_predicted_bins,
+        callbacks=early_stopping(training),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the command line, pretrain, and log where the results are."""
+    data, model, training = parse_arguments(
+        [PretrainingDataArguments, ModelArguments, PretrainingArguments],
+        argv,
+        program="python -m screformer.train.pretrain",
+        description="Pretrain scReformer-BERT on a corpus of cells by predicting masked expression bins.",
+        example=EXAMPLE,
+    )
+    log_to_console(training)
+    try:
+        result = pretrain(model, data, training)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    logging.getLogger(__name__).info("checkpoint and results: %s", result.output_dir)
+
+
+if __name__ == "__main__":
+    main()

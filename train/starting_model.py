@@ -1,0 +1,85 @@
+"""The model that a run begins with: a new one in a preset's shape, or a checkpoint with the corpus's tokenizer."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from screformer.configuration_screformer import ScReformerConfig
+from screformer.modeling_screformer import ScReformerForCellClassification, ScReformerForMaskedLM
+from screformer.tokenization.tokenization_screformer import ScReformerTokenizer
+
+if TYPE_CHECKING:
+    from screformer.train.arguments import ModelArguments
+
+logger = logging.getLogger(__name__)
+
+Model = TypeVar("Model", ScReformerForMaskedLM, ScReformerForCellClassification)
+
+
+def starting_model(
+    model_class: type[Model],
+    tokenizer: ScReformerTokenizer,
+    arguments: ModelArguments,
+    *,
+    label_names: list[str] | None = None,
+) -> Model:
+    """Return a new model, or a checkpoint's, that fits `tokenizer` and, for a classifier, `label_names`.
+
+    A head that the checkpoint does not have, or has for other labels, gets new random weights; transformers logs which.
+
+    Raises
+    ------
+    ValueError
+        The checkpoint was trained with another tokenizer, or an override is no field of the config.
+    """
+    labels: dict[str, Any] = {}
+    if label_names is not None:
+        labels = {"id2label": dict(enumerate(label_names)), "label2id": {name: i for i, name in enumerate(label_names)}}
+    overrides = arguments.config_values()
+    if arguments.checkpoint is None:
+        return model_class(_new_config(tokenizer, arguments.preset or "base", overrides, labels))
+    config = ScReformerConfig.from_pretrained(arguments.checkpoint, **overrides, **labels)
+    check_tokenizer(config, tokenizer, checkpoint=arguments.checkpoint)
+    config.tokenizer_fingerprint = tokenizer.fingerprint
+    # Only the last layer can have another shape: the tokenizer is the same, and the labels may not be.
+    return model_class.from_pretrained(
+        arguments.checkpoint, config=config, ignore_mismatched_sizes=label_names is not None
+    )
+
+
+def check_tokenizer(config: ScReformerConfig, tokenizer: ScReformerTokenizer, *, checkpoint: str) -> None:
+    """Raise ValueError unless the checkpoint's weights belong to `tokenizer`.
+
+    A checkpoint without a fingerprint passes, with a logged warning, if it has as many genes and bins.
+    """
+    sizes = (config.num_genes, config.num_bins)
+    if config.tokenizer_fingerprint is None and sizes == (tokenizer.num_genes, tokenizer.num_bins):
+        logger.warning("checkpoint %s does not say which tokenizer it was trained with; its sizes fit", checkpoint)
+        return
+    if config.tokenizer_fingerprint != tokenizer.fingerprint:
+        raise ValueError(
+            f"checkpoint {checkpoint!r} was trained with tokenizer {config.tokenizer_fingerprint} ({config.num_genes} "
+            f"genes, {config.num_bins} bins), but the corpus was made with {tokenizer.fingerprint} "
+            f"({tokenizer.num_genes} genes, {tokenizer.num_bins} bins). Build the corpus again with the checkpoint's "
+            f"tokenizer: ScReformerTokenizer.from_pretrained({checkpoint!r})"
+        )
+
+
+def _new_config(
+    tokenizer: ScReformerTokenizer, preset: str, overrides: dict[str, Any], labels: dict[str, Any]
+) -> ScReformerConfig:
+    from_tokenizer = {
+        "num_genes": tokenizer.num_genes,
+        "num_bins": tokenizer.num_bins,
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+    }
+    known = {item.name for item in fields(ScReformerConfig)} - set(from_tokenizer)
+    unknown = sorted(set(overrides) - known)
+    if unknown:
+        raise ValueError(
+            f"config_overrides has {unknown}; allowed are fields of ScReformerConfig that the tokenizer does not "
+            f"decide, for example hidden_size, num_hidden_layers, num_hashes, attention"
+        )
+    return ScReformerConfig.preset(preset, **from_tokenizer, **overrides, **labels)

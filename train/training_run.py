@@ -1,0 +1,226 @@
+"""A training run as a folder: begin or resume it, train, and leave a full checkpoint with its results beside it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import EarlyStoppingCallback, Trainer
+from transformers.trainer_utils import get_last_checkpoint
+
+from screformer.train.arguments import ScReformerTrainingArguments
+from screformer.train.collator import CellCollator
+from screformer.train.figures import plot_training_curves
+from screformer.train.result_files import read_json, software_versions, write_json
+
+logger = logging.getLogger(__name__)
+
+RECORD_FILE, METRICS_FILE, HISTORY_FILE = "training.json", "metrics.json", "log_history.json"
+CURVES_FILE = "training_curves.png"
+# Settings that change what is learned; the others (logging, workers, devices) may differ when a run is resumed.
+DEFINING_SETTINGS = (
+    "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
+    "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "lr_scheduler_type", "warmup_steps",
+    "optim", "seed", "data_seed", "metric_for_best_model", "early_stopping_patience", "fp16", "bf16",
+)  # fmt: skip
+
+
+class TrainingResult(NamedTuple):
+    """Where the checkpoint is, and the content of its metrics.json."""
+
+    output_dir: Path
+    metrics: dict[str, Any]
+
+
+class CellTrainer(Trainer):
+    """The Trainer with a second collator for evaluation: no augmentation, and the same masks every time.
+
+    Parameters
+    ----------
+    eval_data_collator
+        Collates held-out cells.
+    *args, **kwargs
+        As for `transformers.Trainer`.
+    """
+
+    def __init__(self, *args: Any, eval_data_collator: CellCollator, **kwargs: Any) -> None:  # Any: Trainer's own
+        super().__init__(*args, **kwargs)
+        self.eval_data_collator = eval_data_collator
+
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:  # Any: Trainer's own
+        """Return the loader of held-out cells."""
+        training_collator = self.data_collator
+        self.data_collator = self.eval_data_collator
+        try:
+            return super().get_eval_dataloader(*args, **kwargs)
+        finally:
+            self.data_collator = training_collator
+
+
+def describe_run(
+    task: str, training: ScReformerTrainingArguments, corpus: Mapping[str, Any], **arguments: Any
+) -> dict[str, Any]:  # Any: JSON; arguments are dataclasses
+    """Return the record of a run: what it does, with which settings, cells and versions."""
+    return {
+        "task": task,
+        "state": "running",
+        "corpus": dict(corpus),
+        **{name: asdict(value) for name, value in arguments.items()},
+        "training": training.to_dict(),
+        "versions": software_versions(),
+    }
+
+
+def begin_run(training: ScReformerTrainingArguments, record: Mapping[str, Any]) -> TrainingResult | str | None:
+    """Return the result of a finished run in the output folder, the checkpoint to resume from, or None to start anew.
+
+    Raises
+    ------
+    ValueError
+        The folder holds a run with other settings; the message names them and how to start over.
+    """
+    assert training.output_dir is not None
+    folder = Path(training.output_dir)
+    # The other processes of a distributed run wait here, and then see what the first has left.
+    with training.main_process_first(local=False, desc="preparing the output folder"):
+        if training.overwrite and training.process_index == 0:
+            _remove_run(folder)
+        earlier = read_json(folder / RECORD_FILE) if (folder / RECORD_FILE).exists() else None
+        is_finished = earlier is not None and earlier["state"] == "finished"
+        # What stopped before its first checkpoint has nothing to lose, and its settings do not matter.
+        if earlier is not None and (is_finished or _last_checkpoint(folder)):
+            _refuse_other_settings(folder, earlier, record)
+        if is_finished:
+            logger.info("%s holds this run, finished; nothing to do. Start over with --overwrite.", folder)
+            return TrainingResult(folder, read_json(folder / METRICS_FILE))
+        if training.process_index == 0:
+            write_json(folder / RECORD_FILE, record)
+    checkpoint = training.resume_from_checkpoint or _last_checkpoint(folder)
+    if checkpoint:
+        logger.info("resuming from %s. To start over instead: --overwrite, which deletes it.", checkpoint)
+    return checkpoint
+
+
+def early_stopping(training: ScReformerTrainingArguments) -> list[EarlyStoppingCallback]:
+    """Return the callback that stops after `early_stopping_patience` evaluations without improvement, if any."""
+    if training.early_stopping_patience == 0:
+        return []
+    return [EarlyStoppingCallback(early_stopping_patience=training.early_stopping_patience)]
+
+
+def train_and_save(
+    trainer: CellTrainer,
+    record: Mapping[str, Any],
+    *,
+    checkpoint: str | None,
+    held_out_name: str,
+    scores: Sequence[str],
+) -> TrainingResult:
+    """Train, keep the best model, and write everything that belongs to it.
+
+    The output folder then holds the checkpoint (model, tokenizer, code), ``metrics.json``, ``log_history.json``,
+    ``training_curves.png`` and ``training.json``; the Trainer's own ``checkpoint-*`` folders are removed unless
+    `keep_checkpoints` was asked for.
+
+    Parameters
+    ----------
+    trainer
+        Ready to train.
+    record
+        From `describe_run`.
+    checkpoint
+        To resume from.
+    held_out_name
+        Name of the held-out cells; prefix of their numbers in ``metrics.json``.
+    scores
+        Numbers to draw beside the loss.
+    """
+    training: ScReformerTrainingArguments = trainer.args
+    folder = Path(str(training.output_dir))
+    outcome = trainer.train(resume_from_checkpoint=checkpoint)
+    log_history = _finite(trainer.state.log_history)
+    evaluation = trainer.evaluate()
+    metrics = {
+        **{
+            f"{held_out_name}_{name.removeprefix('eval_')}": value
+            for name, value in evaluation.items()
+            if name.startswith("eval_") and not name.endswith(("_runtime", "_per_second", "_time"))
+        },
+        "training_loss": outcome.training_loss,
+        "epochs": trainer.state.epoch,
+        "steps": trainer.state.global_step,
+        "best_step": trainer.state.best_global_step,
+        "training_seconds": outcome.metrics["train_runtime"],
+    }
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        # A pickle of the arguments; training.json has them as text.
+        (folder / "training_args.bin").unlink(missing_ok=True)
+        write_json(folder / HISTORY_FILE, log_history)
+        plot_training_curves(log_history, folder / CURVES_FILE, title=f"{record['task']}", scores=scores)
+        write_json(folder / METRICS_FILE, _finite(metrics))
+        write_json(folder / RECORD_FILE, {**record, "state": "finished"})
+        if not training.keep_checkpoints:
+            _remove_checkpoints(folder)
+    return TrainingResult(folder, _finite(metrics))
+
+
+def log_to_console(training: ScReformerTrainingArguments) -> None:
+    """Show the log on the console: everything from the main process, warnings from the others."""
+    level = logging.INFO if training.process_index == 0 else logging.WARNING
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("screformer").setLevel(level)
+
+
+def _last_checkpoint(folder: Path) -> str | None:
+    return get_last_checkpoint(folder) if folder.is_dir() else None
+
+
+def _refuse_other_settings(folder: Path, earlier: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    """Raise ValueError, naming the differences, unless both records describe the same run."""
+    differences = []
+    for section in sorted(set(record) - {"state", "versions"}):
+        old, new = earlier.get(section), record[section]
+        if not isinstance(old, dict) or not isinstance(new, dict):
+            old, new = {section: old}, {section: new}
+        names = DEFINING_SETTINGS if section == "training" else sorted({*old, *new})
+        differences += [
+            f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in names if old.get(name) != new.get(name)
+        ]
+    if differences:
+        raise ValueError(
+            f"output_dir {str(folder)!r} holds a run with other settings ({'; '.join(differences)}). Choose another "
+            "output_dir, or start over with overwrite (--overwrite), which deletes that run's checkpoints and results"
+        )
+
+
+def _remove_run(folder: Path) -> None:
+    _remove_checkpoints(folder)
+    for name in (RECORD_FILE, METRICS_FILE, HISTORY_FILE, CURVES_FILE, "model.safetensors"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _remove_checkpoints(folder: Path) -> None:
+    for checkpoint in folder.glob("checkpoint-*"):
+        # Nothing but what a Trainer wrote.
+        if (checkpoint / "trainer_state.json").exists():
+            logger.info("deleting %s", checkpoint)
+            shutil.rmtree(checkpoint)
+
+
+def _finite(value: Any) -> Any:  # Any: JSON
+    """Return `value` with None for NaN and infinity, which JSON does not know (a diverged run has them)."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    if isinstance(value, torch.Tensor):
+        return _finite(value.item())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
