@@ -121,6 +121,16 @@ def test_report_reads_as_text_and_as_json(small: GeneVocabulary) -> None:
     assert len(content["unknown"]) == 3
 
 
+def test_dots_that_r_writes_for_dashes_are_understood() -> None:
+    vocabulary = GeneVocabulary(["ENSG1", "ENSG2", "ENSG3"], symbols=["HLA-A", "ERVK3", "ERVK3-1"])
+    mapping = vocabulary.map_names(["HLA.A", "hla.a", "ERVK3.1", "ERVK3-1", "HLA.A.1"])
+    assert mapping.positions.tolist() == [0, 0, -1, 2, -1]
+    assert mapping.report.num_dots_for_dashes == 2
+    assert mapping.report.unknown == ["ERVK3.1", "HLA.A.1"]
+    ambiguous = GeneVocabulary(["ENSG1", "ENSG2"], symbols=["NKX6-1", "NKX6-2"], aliases=[["Nkx6.1"], ["NKX6.1"]])
+    assert ambiguous.map_names(["NKX6.1"]).report.ambiguous == ["NKX6.1"]
+
+
 def test_a_current_symbol_wins_over_an_alias() -> None:
     vocabulary = GeneVocabulary(["ENSG1", "ENSG2"], symbols=["AMN", "ABCD1"], aliases=[[], ["AMN"]])
     assert vocabulary.map_names(["AMN"]).positions.tolist() == [0]

@@ -54,7 +54,7 @@ def test_example_cells_express_the_hormone_of_their_type(cells: anndata.AnnData)
 
 def test_no_ensembl_id_of_the_example_cells_is_given_twice(cells: anndata.AnnData) -> None:
     ids = cells.var["ensembl_id"]
-    assert (ids != "").sum() == 19_094
+    assert (ids != "").sum() == 19_162
     assert not ids[ids != ""].duplicated().any()
 
 

@@ -32,6 +32,7 @@ class _Match(NamedTuple):
     position: int
     kind: MatchKind
     is_case_folded: bool = False
+    has_dots_for_dashes: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class GeneMappingReport:
         Mapped names, by what they were recognised as.
     num_case_folded
         How many symbols and aliases matched only after ignoring upper and lower case.
+    num_dots_for_dashes
+        How many symbols matched only after reading their dots as dashes, as R's data frames write them (`HLA.A`).
     summed
         Symbol of a gene -> the two or more names that map to it; their counts are to be added up.
     ambiguous
@@ -65,6 +68,7 @@ class GeneMappingReport:
     num_by_symbol: int
     num_by_alias: int
     num_case_folded: int
+    num_dots_for_dashes: int
     summed: dict[str, list[str]]
     ambiguous: list[str]
     unknown: list[str]
@@ -83,6 +87,7 @@ class GeneMappingReport:
             "num_by_symbol": self.num_by_symbol,
             "num_by_alias": self.num_by_alias,
             "num_case_folded": self.num_case_folded,
+            "num_dots_for_dashes": self.num_dots_for_dashes,
             "num_vocabulary_genes": self.num_vocabulary_genes,
             "num_genes_found": self.num_genes_found,
             "num_summed_genes": len(self.summed),
@@ -97,7 +102,8 @@ class GeneMappingReport:
         """Give a few readable lines."""
         lines = [
             f"{self.num_mapped} of {self.num_names} gene names mapped (Ensembl id {self.num_by_ensembl_id}, "
-            f"symbol {self.num_by_symbol}, alias {self.num_by_alias}; {self.num_case_folded} by ignoring case)",
+            f"symbol {self.num_by_symbol}, alias {self.num_by_alias}; {self.num_case_folded} by ignoring case, "
+            f"{self.num_dots_for_dashes} by reading dots as dashes)",
             f"{self.num_genes_found} of the vocabulary's {self.num_vocabulary_genes} genes found",
             f"genes named more than once, counts summed: {_examples(list(self.summed), len(self.summed))}",
             f"ambiguous, not mapped: {_examples(self.ambiguous, len(self.ambiguous))}",
@@ -235,8 +241,9 @@ class GeneVocabulary:
         """Position of each name; Ensembl ids, symbols and aliases may be mixed.
 
         In this order: an Ensembl id (version and `_PAR_Y` stripped); a current symbol; an alias or previous symbol of
-        exactly one gene. Upper and lower case are ignored (`C1ORF112` is `C1orf112`). A current symbol is always that
-        gene, even where it once named another.
+        exactly one gene; a current symbol whose dashes became dots, as R writes them (`HLA.A` is `HLA-A`). Upper and
+        lower case are ignored (`C1ORF112` is `C1orf112`). A current symbol is always that gene, even where it once
+        named another.
 
         Raises
         ------
@@ -338,7 +345,17 @@ class GeneVocabulary:
                 return _Match(-1, "ambiguous")
             ((position, spellings),) = found.items()
             return _Match(position, "symbol" if kind == "symbol" else "alias", text not in spellings)
-        return _Match(-1, "ambiguous" if folded in self._ambiguous else "unknown")
+        if folded in self._ambiguous:
+            return _Match(-1, "ambiguous")
+        return self._match_dots(folded)
+
+    def _match_dots(self, folded: str) -> _Match:
+        found = self._by_symbol.get(folded.replace(".", "-"), {})
+        # R also appends ".1" to a name it has seen already: then the name without it is a symbol.
+        if len(found) != 1 or folded.rpartition(".")[0] in self._by_symbol:
+            return _Match(-1, "unknown")
+        (position,) = found
+        return _Match(position, "symbol", has_dots_for_dashes=True)
 
     def _report(self, texts: list[str], matches: list[_Match]) -> GeneMappingReport:
         names_of: dict[int, list[str]] = defaultdict(list)
@@ -357,6 +374,7 @@ class GeneVocabulary:
             num_by_symbol=count("symbol"),
             num_by_alias=count("alias"),
             num_case_folded=sum(match.is_case_folded for match in matches),
+            num_dots_for_dashes=sum(match.has_dots_for_dashes for match in matches),
             summed={self.symbols[at]: names for at, names in sorted(names_of.items()) if len(names) > 1},
             ambiguous=[text for text, match in zip(texts, matches, strict=True) if match.kind == "ambiguous"],
             unknown=[text for text, match in zip(texts, matches, strict=True) if match.kind == "unknown"],
