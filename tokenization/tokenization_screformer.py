@@ -244,9 +244,11 @@ class ScReformerTokenizer(PreTrainedTokenizer):
         check_raw_counts(counts.data)
         lengths, gene_ids, input_ids = [np.zeros(1, np.int64)], [], []
         for block, totals in _dense_blocks(counts, mapping.positions, self.num_genes):
-            rows, genes = np.nonzero(block)
-            values = block[rows, genes]
-            lengths.append(np.bincount(rows, minlength=len(block)))
+            # Half the time of a two-dimensional nonzero of the counts themselves.
+            expressed = np.flatnonzero(block > 0)
+            values = block[expressed]
+            rows, genes = np.divmod(expressed, self.num_genes)
+            lengths.append(np.bincount(rows, minlength=len(totals)))
             gene_ids.append(genes.astype(np.uint16))
             if self.binning == "log2":
                 input_ids.append(log2_bins(values, totals[rows], num_bins=self.num_bins, target_sum=self.target_sum))
@@ -596,7 +598,7 @@ def quantile_bins(values: np.ndarray, rows: np.ndarray, *, num_bins: int) -> np.
 
 
 def _dense_blocks(counts: CountsCSR, positions: np.ndarray, num_genes: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield counts by vocabulary position (cells x num_genes), duplicates summed, with each cell's total."""
+    """Yield counts by cell * num_genes + position, duplicates summed, and each cell's total over all its counts."""
     num_rows = max(1, DENSE_BLOCK_SIZE // num_genes)
     for first in range(0, counts.num_cells, num_rows):
         indptr = counts.indptr[first : first + num_rows + 1]
@@ -606,8 +608,7 @@ def _dense_blocks(counts: CountsCSR, positions: np.ndarray, num_genes: int) -> I
         totals = np.bincount(rows, weights=data, minlength=len(indptr) - 1)
         is_known = at >= 0
         keys = rows[is_known] * num_genes + at[is_known]
-        block = np.bincount(keys, weights=data[is_known], minlength=len(totals) * num_genes)
-        yield block.reshape(len(totals), num_genes), totals
+        yield np.bincount(keys, weights=data[is_known], minlength=len(totals) * num_genes), totals
 
 
 def _where_counts_may_be(adata: Any) -> str:
