@@ -149,13 +149,13 @@ def _per_class_table(results: Results) -> str:
 
 
 def limitations(results: Results | None, checkpoint: Checkpoint) -> Iterable[str]:
-    """Give one sentence a limitation, those first that follow from the records."""
+    """Give one sentence a limitation, as plain text, those first that follow from the records."""
     splits, seed = checkpoint.splits, checkpoint.training.get("training", {}).get("seed")
     if "num_cells" in splits:
         yield f"Trained on {format_value(splits['num_cells']['train'])} labelled cells: all it has seen of these types."
-    groups, column = splits.get("test_groups") or [], plain(splits.get("group_column"))
+    groups, column = splits.get("test_groups") or [], splits.get("group_column")
     if len(groups) == 1:
-        yield f"Tested on one {column} only ({plain(groups[0])}): how scores differ from one to another is open."
+        yield f"Tested on one {column} only ({groups[0]}): how scores differ from one to another is open."
     elif splits and not groups:
         yield "The test cells come from the same donors as the training cells. On a new donor expect lower scores."
     run = "one training run" + (f" (seed {seed})" if seed is not None else "")
@@ -176,11 +176,11 @@ def _measured_limitations(results: Results) -> Iterable[str]:
         yield "For these labels a logistic regression is better and cheaper: prefer it, if labels are all you need."
     rare, untested = rare_classes(model), untested_classes(model)
     if rare:
-        yield f"Fewer than {FEW_CELLS} test cells, so that single cells decide the F1: {join_names(rare)}."
+        yield f"Fewer than {FEW_CELLS} test cells, so that single cells decide the F1: {', '.join(rare)}."
     if untested:
-        yield f"Not tested at all, for lack of test cells: {join_names(untested)}."
+        yield f"Not tested at all, for lack of test cells: {', '.join(untested)}."
     if model.get("unknown_labels"):
-        unknown = join_names(model["unknown_labels"])
+        unknown = ", ".join(model["unknown_labels"])
         yield f"Labels of the test set that the model does not know, counted as errors: {unknown}."
     if model.get("expected_calibration_error") is not None:
         yield (

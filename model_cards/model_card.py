@@ -140,7 +140,7 @@ def write_model_card(
         training_data=training_data_section(checkpoint, data_sources),
         training_procedure=training_procedure_section(checkpoint, pretraining),
         evaluation=evaluation_section(results),
-        limitations=bullets(limitations(results, checkpoint)),
+        limitations=bullets(map(plain, limitations(results, checkpoint))),
         versions=versions_section(checkpoint),
         licence=licence,
         data_licence=data_licence_sentence(data_sources),
