@@ -21,7 +21,6 @@ TINY_MODEL = [
     "bucket_size=8",
     "num_hashes=1",
     "classifier_hidden_sizes=[16, 8]",
-    "initializer_range=0.2",  # the default suits wide layers; these would hardly pass a signal on
 ]
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
@@ -191,6 +191,8 @@ class ScReformerTrainingArguments(TrainingArguments):
     report_to: None | str | list[str] = field(default="none", metadata=_help_of("report_to"))  # noqa: RUF036
     # The collator needs every column; the default would drop gene_ids and labels.
     remove_unused_columns: bool | None = field(default=False, metadata=_help_of("remove_unused_columns"))
+    # Every parameter is used in every step; looking for unused ones only costs time.
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata=_help_of("ddp_find_unused_parameters"))
     # Else the patience would start anew with every interruption.
     restore_callback_states_from_checkpoint: bool = field(
         default=True, metadata=_help_of("restore_callback_states_from_checkpoint")

@@ -129,6 +129,8 @@ class CellCollator:
     @classmethod
     def from_config(cls, config: ScReformerConfig, **options: Any) -> CellCollator:
         """Return the collator for a model: token ids, genes and gene space from its config, the rest from `options`."""
+        assert config.pad_token_id is not None
+        assert config.mask_token_id is not None
         return cls(
             config.pad_token_id,
             config.mask_token_id,

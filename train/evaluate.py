@@ -25,7 +25,8 @@ from screformer.train.corpus_columns import describe_corpus, name_cells, read_co
 from screformer.train.result_files import read_json, software_versions, write_json, written_aside
 from screformer.train.starting_model import check_tokenizer
 
-logger = logging.getLogger(__name__)
+# By name, because run with `python -m` this module is called __main__.
+logger = logging.getLogger("screformer.train.evaluate")
 
 EVALUATION_FILE, PREDICTIONS_FILE = "evaluation.json", "predictions.tsv"
 CONFUSION_FILE, ROC_FILE = "confusion_matrix.png", "roc_curves.png"

@@ -36,7 +36,8 @@ from screformer.train.training_run import (
     train_and_save,
 )
 
-logger = logging.getLogger(__name__)
+# By name, because run with `python -m` this module is called __main__.
+logger = logging.getLogger("screformer.train.finetune")
 
 EXAMPLE = """\
   python -m screformer.train.finetune --corpus corpus --checkpoint pretrained --group_column donor --test_groups human4

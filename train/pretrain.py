@@ -32,6 +32,9 @@ from screformer.train.training_run import (
     train_and_save,
 )
 
+# By name, because run with `python -m` this module is called __main__.
+logger = logging.getLogger("screformer.train.pretrain")
+
 EXAMPLE = """\
   python -m screformer.train.pretrain --corpus corpus --preset tiny --output_dir pretrained
   python -m screformer.train.pretrain pretrain.yaml --num_train_epochs 10
@@ -116,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         result = pretrain(model, data, training)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    logging.getLogger(__name__).info("checkpoint and results: %s", result.output_dir)
+    logger.info("checkpoint and results: %s", result.output_dir)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import numpy.typing as npt
 logger = logging.getLogger(__name__)
 
 Int64Array = npt.NDArray[np.int64]
+Names = Sequence[str] | npt.NDArray[np.str_]
 
 DEFAULT_SEED = 2022
 DEFAULT_FRACTIONS = (0.6, 0.2, 0.2)
@@ -26,7 +27,7 @@ class Split(NamedTuple):
 
 
 def split_cells(
-    labels: Sequence[str],
+    labels: Names,
     *,
     fractions: tuple[float, float, float] = DEFAULT_FRACTIONS,
     seed: int = DEFAULT_SEED,
@@ -52,8 +53,8 @@ def split_cells(
 
 
 def split_by_group(
-    labels: Sequence[str],
-    groups: Sequence[str],
+    labels: Names,
+    groups: Names,
     *,
     test_groups: Sequence[str],
     validation_groups: Sequence[str] | None = None,
@@ -89,10 +90,10 @@ def split_by_group(
 
 
 def cross_validation_folds(
-    labels: Sequence[str],
+    labels: Names,
     *,
     num_folds: int = 5,
-    groups: Sequence[str] | None = None,
+    groups: Names | None = None,
     validation_fraction: float = 0.2,
     seed: int = DEFAULT_SEED,
 ) -> list[Split]:
@@ -146,7 +147,7 @@ def hold_out(num_cells: int, *, fraction: float, seed: int = DEFAULT_SEED) -> tu
     return np.sort(order[num_held_out:]), np.sort(order[:num_held_out])
 
 
-def _as_labels(labels: Sequence[str]) -> npt.NDArray[np.str_]:
+def _as_labels(labels: Names) -> npt.NDArray[np.str_]:
     names = np.asarray(labels, dtype=np.str_)
     if not len(names):
         raise ValueError("labels must name at least one cell, got none")

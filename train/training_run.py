@@ -50,6 +50,8 @@ class CellTrainer(Trainer):
         As for `transformers.Trainer`.
     """
 
+    data_collator: CellCollator
+
     def __init__(self, *args: Any, eval_data_collator: CellCollator, **kwargs: Any) -> None:  # Any: Trainer's own
         super().__init__(*args, **kwargs)
         self.eval_data_collator = eval_data_collator
