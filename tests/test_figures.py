@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from screformer.train.figures import (
+    _shown_area,
     plot_comparison,
     plot_confusion_matrix,
     plot_proportions,
@@ -63,6 +64,11 @@ def test_figure_is_a_readable_png_and_nothing_else_is_left(name, metrics, tmp_pa
         assert image.format == "PNG"
         assert min(image.size) > 300
         assert len(image.convert("L").getcolors()) > 20
+
+
+@pytest.mark.parametrize(("area", "shown"), [(1.0, "1.000"), (1 - 1e-12, "1.000"), (0.9996, "0.999"), (0.5, "0.500")])
+def test_only_a_perfect_class_shows_an_area_of_1(area, shown):
+    assert _shown_area(area) == shown
 
 
 def test_drawing_needs_no_pyplot_and_leaves_the_backend_alone(metrics, tmp_path):

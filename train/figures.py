@@ -262,8 +262,8 @@ def _fill(index: int) -> dict[str, Any]:
 
 
 def _shown_area(area: float) -> str:
-    # 0.9996 is not 1.000: round down, so that only a perfect class shows 1.
-    return f"{np.floor(area * 1000) / 1000:.3f}"
+    # 0.9996 is not 1.000: round down, so that only a perfect class (but for float error) shows 1.
+    return f"{np.floor(area * 1000 + 1e-6) / 1000:.3f}"
 
 
 def _shorten(name: str) -> str:

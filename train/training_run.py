@@ -166,7 +166,7 @@ def train_and_save(
         # A pickle of the arguments; training.json has them as text.
         (folder / "training_args.bin").unlink(missing_ok=True)
         write_json(folder / HISTORY_FILE, log_history)
-        plot_training_curves(log_history, folder / CURVES_FILE, title=f"{record['task']}", scores=scores)
+        plot_training_curves(log_history, folder / CURVES_FILE, title=str(record["task"]).capitalize(), scores=scores)
         write_json(folder / METRICS_FILE, _finite(metrics))
         write_json(folder / RECORD_FILE, {**record, "state": "finished"})
         if not training.keep_checkpoints:
