@@ -18,7 +18,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {
         "hidden_size": 64,
         "num_hidden_layers": 2,
-        "num_attention_heads": 4,
+        "num_attention_heads": 2,
         "intermediate_size": 256,
         "num_hashes": 2,
         "classifier_hidden_sizes": [128, 64],
@@ -74,8 +74,9 @@ class ScReformerConfig(PreTrainedConfig):
         Recompute activations in the backward pass instead of storing them (section 2.3.2); the numbers are the same.
     hidden_dropout_prob
         Dropout after the embeddings, the attention and the feed-forward network.
-    embedding_initializer_range, initializer_range
-        Standard deviations of the initial embeddings (comparable to the sinusoids added to them) and other weights.
+    embedding_initializer_range
+        Standard deviation of the initial embeddings, comparable to the sinusoids added to them. Other weights start
+        at one over the square root of their inputs, so that no width drowns or lifts the signal.
     classifier_hidden_sizes, classifier_dropout
         The two hidden widths of the three-layer cell classifier, and the dropout between them.
     tokenizer_fingerprint
@@ -110,7 +111,6 @@ class ScReformerConfig(PreTrainedConfig):
     hidden_dropout_prob: float | int = 0.1
     layer_norm_eps: float = 1e-5
     embedding_initializer_range: float | int = 0.5
-    initializer_range: float | int = 0.02
     classifier_hidden_sizes: list[int] | None = None
     classifier_dropout: float | int = 0.1
     tokenizer_fingerprint: str | None = None

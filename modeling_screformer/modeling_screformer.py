@@ -152,7 +152,12 @@ class ScReformerPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, ScReformerEmbeddings):
+        if isinstance(module, nn.Linear | nn.Conv1d):
+            init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+        elif isinstance(module, ScReformerClassificationHead):
+            for layer in (module.convolution, module.dense_1, module.dense_2):  # each before a ReLU: He et al. 2015
+                init.normal_(layer.weight, std=(2 / layer.weight[0].numel()) ** 0.5)
+        elif isinstance(module, ScReformerEmbeddings):
             for table in (module.bin_embeddings, module.gene_embeddings):
                 init.normal_(table.weight, std=self.config.embedding_initializer_range)
             init.copy_(module.positions, sinusoidal_positions(*module.positions.shape))

@@ -147,7 +147,7 @@ class _ReversibleLayerFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,  # autograd's context has no public type
         layer: Any,
         tape: _Tape,
@@ -176,7 +176,7 @@ class _ReversibleLayerFunction(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_first: Tensor, grad_second: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_first: Tensor, grad_second: Tensor) -> tuple[Tensor | None, ...]:
         layer, parameters = ctx.layer, ctx.parameters
         first, second = Streams(*ctx.saved_tensors) if ctx.is_last else ctx.tape.take()
 
