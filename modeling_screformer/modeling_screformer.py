@@ -269,7 +269,7 @@ class ScReformerModel(ScReformerPreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if output_hidden_states:
-            every = [_mean(Streams(embedded, embedded)), *map(_mean, self.encoder.iterate(embedded, mask))]
+            every = [embedded, *map(_mean, self.encoder.iterate(embedded, mask))]
         else:
             every = [_mean(self.encoder(embedded, mask, reversible=self.config.reversible))]
         if order is not None:

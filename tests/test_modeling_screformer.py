@@ -170,6 +170,13 @@ def test_hidden_states_end_with_the_last_one(model, random_cells):
     assert isinstance(model(cells, return_dict=False), tuple)
 
 
+def test_gradients_reach_the_first_hidden_state(model, random_cells):
+    output = model(random_cells(2), output_hidden_states=True)
+    output.hidden_states[0].retain_grad()
+    output.cell_embedding[:, 0].sum().backward()
+    assert output.hidden_states[0].grad.abs().max() > 0
+
+
 def test_positions_are_the_textbooks_sinusoids():
     table = sinusoidal_positions(50, 8)
     position, pair = 37, 2
