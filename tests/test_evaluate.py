@@ -3,13 +3,12 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from small_corpus import TINY_MODEL, make_cells, make_corpus
 
 from screformer.modeling_screformer import ScReformerForCellClassification
 from screformer.tokenization.corpus import open_corpus
 from screformer.train.arguments import FineTuningArguments, FineTuningDataArguments, ModelArguments
-from screformer.train.evaluate import evaluate_checkpoint, main, predict_logits, predict_probabilities
+from screformer.train.evaluate import evaluate_checkpoint, main
 from screformer.train.finetune import finetune
 from screformer.train.metrics import classification_metrics
 
@@ -34,61 +33,9 @@ def checkpoint(corpus, tmp_path_factory):
     return finetune(ModelArguments(config_overrides=TINY_MODEL), data, training).output_dir
 
 
-@pytest.fixture(scope="module")
-def model(checkpoint):
-    return ScReformerForCellClassification.from_pretrained(checkpoint)
-
-
-@pytest.fixture(scope="module")
-def rows(corpus):
-    return list(open_corpus(corpus).dataset)
-
-
 def read_predictions(path):
     with path.open(newline="") as file:
         return list(csv.DictReader(file, delimiter="\t"))
-
-
-@pytest.mark.parametrize("gene_space", ["full", "expressed"])
-def test_predictions_keep_the_order_and_do_not_depend_on_the_batch(model, rows, gene_space):
-    together = predict_logits(model, rows, gene_space=gene_space, progress=False)
-    for batch_size in (1, 5):
-        again = predict_logits(model, rows, gene_space=gene_space, batch_size=batch_size, progress=False)
-        np.testing.assert_allclose(again, together, atol=1e-5)
-    turned = predict_logits(model, rows[::-1], gene_space=gene_space, batch_size=5, progress=False)
-    np.testing.assert_allclose(turned[::-1], together, atol=1e-5)
-
-
-def test_predictions_equal_the_models_own(model, rows):
-    from screformer.train.collator import CellCollator
-
-    with torch.no_grad():
-        expected = model.eval()(**CellCollator.from_config(model.config)(rows)).logits
-    np.testing.assert_allclose(predict_logits(model, rows, progress=False), expected, atol=1e-5)
-
-
-def test_probabilities_sum_to_one_for_lists_and_datasets_alike(model, rows, corpus):
-    from_list = predict_probabilities(model, rows, progress=False)
-    from_dataset = predict_probabilities(model, open_corpus(corpus).dataset.with_format("numpy"), progress=False)
-    np.testing.assert_allclose(from_list.sum(1), 1, atol=1e-6)
-    np.testing.assert_array_equal(from_list, from_dataset)
-    assert from_list.dtype == np.float32
-
-
-def test_prediction_leaves_the_training_mode_as_it_was(model, rows):
-    for mode in (True, False):
-        model.train(mode)
-        predict_logits(model, rows[:2], progress=False)
-        assert model.training is mode
-
-
-def test_no_cells_give_no_predictions(model):
-    assert predict_probabilities(model, [], progress=False).shape == (0, 2)
-
-
-def test_refuses_a_batch_without_cells(model, rows):
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
-        predict_logits(model, rows, batch_size=0)
 
 
 def test_evaluation_is_of_the_test_cells_alone(checkpoint, corpus, tmp_path):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from tqdm.auto import tqdm
 
 from screformer.configuration_screformer import ScReformerConfig
 from screformer.modeling_screformer import ScReformerForCellClassification
 from screformer.tokenization.corpus import Corpus, open_corpus
-from screformer.train.collator import CellCollator, GeneSpace
 from screformer.train.corpus_columns import describe_corpus, name_cells, read_column
-from screformer.train.result_files import read_json, software_versions, write_json, written_aside
+from screformer.train.inference import predict_probabilities
+from screformer.train.result_files import hash_weights, read_json, software_versions, write_json, written_aside
 from screformer.train.starting_model import check_tokenizer
 
 # By name, because run with `python -m` this module is called __main__.
@@ -30,72 +28,11 @@ logger = logging.getLogger("screformer.train.evaluate")
 
 EVALUATION_FILE, PREDICTIONS_FILE = "evaluation.json", "predictions.tsv"
 CONFUSION_FILE, ROC_FILE = "confusion_matrix.png", "roc_curves.png"
-# Cells of similar length are batched together within this many batches, so that little is padding.
-BATCHES_SORTED_TOGETHER = 32
 
 EXAMPLE = """\
 examples:
   python -m screformer.train.evaluate finetuned corpus --output evaluation
   python -m screformer.train.evaluate finetuned other_corpus --part all --label_column cell_type"""
-
-
-def predict_probabilities(
-    model: ScReformerForCellClassification,
-    rows: Sequence[Mapping[str, Any]],
-    *,
-    batch_size: int = 32,
-    gene_space: GeneSpace | None = None,
-    progress: bool = True,
-) -> npt.NDArray[np.float32]:
-    """Return class probabilities (cells, classes), in the order of `rows`.
-
-    Parameters
-    ----------
-    model
-        A classifier, on the device to run on. Its training mode is the same afterwards.
-    rows
-        Cells as corpus rows: a `datasets.Dataset`, or any sequence of mappings with ``input_ids`` and ``gene_ids``.
-    batch_size
-        Cells a forward pass. The probabilities do not depend on it.
-    gene_space
-        ``"full"`` or ``"expressed"`` instead of the config's.
-    progress
-        Whether to show a progress bar.
-    """
-    logits = predict_logits(model, rows, batch_size=batch_size, gene_space=gene_space, progress=progress)
-    return torch.from_numpy(logits).softmax(dim=-1).numpy()
-
-
-def predict_logits(
-    model: ScReformerForCellClassification,
-    rows: Sequence[Mapping[str, Any]],
-    *,
-    batch_size: int = 32,
-    gene_space: GeneSpace | None = None,
-    progress: bool = True,
-) -> npt.NDArray[np.float32]:
-    """Return logits (cells, classes), in the order of `rows`; parameters as for `predict_probabilities`.
-
-    Raises
-    ------
-    ValueError
-        `batch_size` is below 1, or a cell has no expressed gene.
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    collator = CellCollator.from_config(model.config, gene_space=gene_space or model.config.gene_space)
-    logits = np.empty((len(rows), model.config.num_labels), dtype=np.float32)
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode(), tqdm(total=len(rows), unit="cell", disable=not progress) as bar:
-            for numbers, cells in _batches_of_similar_length(rows, batch_size):
-                batch = {name: tensor.to(model.device) for name, tensor in collator(cells).items()}
-                logits[numbers] = model(**batch).logits.float().cpu().numpy()
-                bar.update(len(numbers))
-    finally:
-        model.train(was_training)
-    return logits
 
 
 def evaluate_checkpoint(
@@ -159,7 +96,7 @@ def evaluate_checkpoint(
         "label_column": column,
         "checkpoint": {
             "name": str(checkpoint),
-            "weights_sha256": _hash_weights(Path(checkpoint)),
+            "weights_sha256": hash_weights(checkpoint),
             "tokenizer_fingerprint": config.tokenizer_fingerprint,
         },
         "corpus": {"name": str(corpus_folder), **describe_corpus(corpus)},
@@ -168,22 +105,6 @@ def evaluate_checkpoint(
     return _write_evaluation(
         Path(output), facts, name_cells(corpus)[numbers], labels[numbers], probabilities, _label_names(config)
     )
-
-
-def _batches_of_similar_length(
-    rows: Sequence[Mapping[str, Any]], batch_size: int
-) -> Iterator[tuple[list[int], list[Mapping[str, Any]]]]:
-    """Give (row numbers, rows) of each batch; the longest cells of a window come first, to fail early if at all."""
-    window = batch_size * BATCHES_SORTED_TOGETHER
-    for start in range(0, len(rows), window):
-        numbers = range(start, min(start + window, len(rows)))
-        # A `datasets.Dataset` fetches many rows at once much faster than one by one.
-        fetch = getattr(rows, "__getitems__", None)
-        cells = fetch(list(numbers)) if fetch is not None else [rows[number] for number in numbers]
-        order = sorted(range(len(cells)), key=lambda place: -len(cells[place]["gene_ids"]))
-        for first in range(0, len(order), batch_size):
-            places = order[first : first + batch_size]
-            yield [start + place for place in places], [cells[place] for place in places]
 
 
 def _read_splits(checkpoint: str | Path, splits: str | Path | None, *, is_needed: bool) -> dict[str, Any]:
@@ -221,18 +142,6 @@ def _rows_of_part(
 
 def _label_names(config: ScReformerConfig) -> list[str]:
     return [config.id2label[index] for index in range(config.num_labels)]
-
-
-def _hash_weights(checkpoint: Path) -> str | None:
-    """Return the sha256 of a local checkpoint's weights; None for one on the Hub or in several files."""
-    path = checkpoint / "model.safetensors"
-    if not path.exists():
-        return None
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _write_evaluation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -48,3 +49,15 @@ def read_json(path: str | Path) -> Any:
 def software_versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that results depend on."""
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def hash_weights(checkpoint: str | Path) -> str | None:
+    """Return the sha256 of a local checkpoint's weights; None for one on the Hub or in several files."""
+    path = Path(checkpoint) / "model.safetensors"
+    if not path.exists():
+        return None
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,157 @@
+"""A trained model's outputs for many cells, in batches of similar length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tqdm.auto import tqdm
+
+from screformer.modeling_screformer import ScReformerForCellClassification, ScReformerPreTrainedModel
+from screformer.train.collator import CellCollator, GeneSpace
+
+# Cells of similar length are batched together within this many batches, so that little is padding.
+BATCHES_SORTED_TOGETHER = 32
+
+OutputName = Literal["logits", "cell_embedding"]
+
+
+class BatchInference:
+    """Gives one vector a cell, in the order of the cells; it does not depend on the batches.
+
+    Parameters
+    ----------
+    model
+        On the device to run on. Its training mode is the same after each call.
+    output
+        Which of the model's outputs: a classifier's ``"logits"`` (num_labels wide) or an encoder's
+        ``"cell_embedding"`` (hidden_size wide).
+    batch_size
+        Cells a forward pass.
+    gene_space
+        ``"full"`` or ``"expressed"`` instead of the config's.
+
+    Raises
+    ------
+    ValueError
+        `batch_size` is below 1, or `gene_space` is neither of the two.
+    """
+
+    def __init__(
+        self,
+        model: ScReformerPreTrainedModel,
+        output: OutputName,
+        *,
+        batch_size: int = 32,
+        gene_space: GeneSpace | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.model = model
+        self.output = output
+        self.batch_size = batch_size
+        self.gene_space = model.config.gene_space if gene_space is None else gene_space
+        self.width = model.config.num_labels if output == "logits" else model.config.hidden_size
+        self._collator = CellCollator.from_config(model.config, gene_space=self.gene_space)
+
+    def __call__(
+        self, rows: Sequence[Mapping[str, Any]], *, advance: Callable[[int], object] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Return (cells, width).
+
+        Parameters
+        ----------
+        rows
+            Cells as corpus rows: a `datasets.Dataset`, or any sequence of mappings with ``input_ids`` and ``gene_ids``
+            of the expressed genes.
+        advance
+            Called after each batch with its number of cells.
+
+        Raises
+        ------
+        ValueError
+            A cell has no expressed gene.
+        """
+        outputs = np.empty((len(rows), self.width), dtype=np.float32)
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.inference_mode():
+                for numbers, cells in _batches_of_similar_length(rows, self.batch_size):
+                    batch = {name: tensor.to(self.model.device) for name, tensor in self._collator(cells).items()}
+                    outputs[numbers] = self.model(**batch)[self.output].float().cpu().numpy()
+                    if advance is not None:
+                        advance(len(numbers))
+        finally:
+            self.model.train(was_training)
+        return outputs
+
+
+def predict_probabilities(
+    model: ScReformerForCellClassification,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    batch_size: int = 32,
+    gene_space: GeneSpace | None = None,
+    progress: bool = True,
+) -> npt.NDArray[np.float32]:
+    """Return class probabilities (cells, classes), in the order of `rows`.
+
+    Parameters
+    ----------
+    model
+        A classifier, on the device to run on. Its training mode is the same afterwards.
+    rows
+        Cells as corpus rows: a `datasets.Dataset`, or any sequence of mappings with ``input_ids`` and ``gene_ids``.
+    batch_size
+        Cells a forward pass. The probabilities do not depend on it.
+    gene_space
+        ``"full"`` or ``"expressed"`` instead of the config's.
+    progress
+        Whether to show a progress bar.
+    """
+    return softmax(predict_logits(model, rows, batch_size=batch_size, gene_space=gene_space, progress=progress))
+
+
+def predict_logits(
+    model: ScReformerForCellClassification,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    batch_size: int = 32,
+    gene_space: GeneSpace | None = None,
+    progress: bool = True,
+) -> npt.NDArray[np.float32]:
+    """Return logits (cells, classes), in the order of `rows`; parameters as for `predict_probabilities`.
+
+    Raises
+    ------
+    ValueError
+        `batch_size` is below 1, or a cell has no expressed gene.
+    """
+    inference = BatchInference(model, "logits", batch_size=batch_size, gene_space=gene_space)
+    with tqdm(total=len(rows), unit="cell", disable=not progress) as bar:
+        return inference(rows, advance=bar.update)
+
+
+def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return class probabilities of logits (cells, classes)."""
+    return torch.from_numpy(logits).softmax(dim=-1).numpy()
+
+
+def _batches_of_similar_length(
+    rows: Sequence[Mapping[str, Any]], batch_size: int
+) -> Iterator[tuple[list[int], list[Mapping[str, Any]]]]:
+    """Give (row numbers, rows) of each batch; the longest cells of a window come first, to fail early if at all."""
+    window = batch_size * BATCHES_SORTED_TOGETHER
+    for start in range(0, len(rows), window):
+        numbers = range(start, min(start + window, len(rows)))
+        # A `datasets.Dataset` fetches many rows at once much faster than one by one.
+        fetch = getattr(rows, "__getitems__", None)
+        cells = fetch(list(numbers)) if fetch is not None else [rows[number] for number in numbers]
+        order = sorted(range(len(cells)), key=lambda place: -len(cells[place]["gene_ids"]))
+        for first in range(0, len(order), batch_size):
+            places = order[first : first + batch_size]
+            yield [start + place for place in places], [cells[place] for place in places]
