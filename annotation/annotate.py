@@ -1,0 +1,201 @@
+"""Cell types for a file of cells, written into a copy of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from screformer.annotation.annotated_copy import (
+    add_cell_matrix,
+    add_obs_columns,
+    add_record,
+    annotated_copy,
+    check_names_free,
+    check_paths,
+)
+from screformer.annotation.cell_source import CellSource, warn_of_empty_cells
+from screformer.annotation.trained_model import load_classifier
+from screformer.tokenization.count_matrix import open_count_matrix
+from screformer.train.collator import GeneSpace
+from screformer.train.inference import BatchInference, softmax
+
+NO_LABEL = -1
+
+
+class NewNames(NamedTuple):
+    """What `annotate_file` adds: two columns of `obs`, and a matrix of `obsm`."""
+
+    cell_type: str
+    probability: str
+    probabilities: str
+
+
+@dataclass(frozen=True)
+class AnnotationSummary:
+    """What `annotate_file` wrote.
+
+    Attributes
+    ----------
+    output
+        The new file.
+    num_cells
+        Its cells, as many as in the input.
+    num_empty_cells
+        Cells without counts on known genes; they have no label.
+    label_counts
+        Predicted cell type -> cells, the most frequent first; only types that were predicted.
+    mean_probability
+        Mean probability of the predicted types; NaN if no cell got one.
+    gene_coverage
+        Share of the input's counts that fall on genes the model knows.
+    count_source, gene_source
+        Where in the input counts and gene names were.
+    names
+        Of what is new in the file.
+    """
+
+    output: Path
+    num_cells: int
+    num_empty_cells: int
+    label_counts: dict[str, int]
+    mean_probability: float
+    gene_coverage: float
+    count_source: str
+    gene_source: str
+    names: NewNames
+
+    def __str__(self) -> str:
+        """Give a few readable lines."""
+        types = ", ".join(f"{name} {count}" for name, count in self.label_counts.items())
+        return "\n".join(
+            [
+                f"{self.num_cells} cells: {types or 'no labels'}; {self.num_empty_cells} without counts on known genes",
+                f"counts from {self.count_source}, genes by {self.gene_source}; "
+                f"{self.gene_coverage:.1%} of the counts are on genes that the model knows",
+                f"{self.output}: obs[{self.names.cell_type!r}], obs[{self.names.probability!r}], "
+                f"obsm[{self.names.probabilities!r}]",
+            ]
+        )
+
+
+def annotate_file(
+    cells: str | Path,
+    model: str | Path,
+    output: str | Path,
+    *,
+    layer: str | None = None,
+    gene_column: str | None = None,
+    batch_size: int = 32,
+    gene_space: GeneSpace | None = None,
+    key: str = "screformer",
+    overwrite: bool = False,
+    progress: bool = True,
+    device: str | None = None,
+) -> AnnotationSummary:
+    """Write a copy of `cells` with a cell type for every cell.
+
+    The copy has the same cells in the same order, and everything else that the file held. New in it:
+
+    - ``obs["{key}_cell_type"]``: the most probable type, a categorical of the types that were predicted.
+    - ``obs["{key}_probability"]``: its probability, float32.
+    - ``obsm["{key}_probabilities"]``: all probabilities, float32 (cells, labels).
+    - ``uns["{key}"]``: the `labels` of those columns, the model, where counts and genes were found, how the gene names
+      were understood, versions and date.
+
+    A cell without counts on known genes has no type (NaN) and NaN probabilities. A cell's result depends on its counts
+    alone, not on `batch_size` or on other cells. The file is read in blocks and may be larger than memory.
+
+    Parameters
+    ----------
+    cells
+        h5ad file with raw counts.
+    model
+        Folder or Hub id of a fine-tuned checkpoint.
+    output
+        h5ad file to write.
+    layer, gene_column
+        Where counts and gene names are; found by themselves when left out (see `open_count_matrix`).
+    batch_size
+        Cells a forward pass.
+    gene_space
+        ``"full"`` or ``"expressed"`` instead of the checkpoint's.
+    key
+        What the new names begin with.
+    overwrite
+        Replace `output`, and elements of the new names that the file has, if they exist.
+    progress
+        Whether to show progress bars.
+    device
+        For example ``"cuda"``; default a GPU if there is one.
+
+    Raises
+    ------
+    OSError
+        `cells` or the checkpoint is not there, or `output` is (FileExistsError).
+    ValueError
+        The file holds no raw counts or too few known genes; the checkpoint has no trained classifier or another
+        tokenizer than it was trained with; the new names are taken; an option is out of its range. Nothing is left
+        of the output then.
+    """
+    source_path, target = check_paths(cells, output, overwrite=overwrite)
+    names = NewNames(f"{key}_cell_type", f"{key}_probability", f"{key}_probabilities")
+    trained = load_classifier(model, device=device)
+    inference = BatchInference(trained.model, "logits", batch_size=batch_size, gene_space=gene_space)
+    labels = [trained.model.config.id2label[index] for index in range(inference.width)]
+    vocabulary = trained.tokenizer.gene_vocabulary
+    with open_count_matrix(source_path, layer=layer, gene_column=gene_column, vocabulary=vocabulary) as matrix:
+        check_names_free(source_path, key, obs=names[:2], obsm=names[2:], uns=[key], overwrite=overwrite)
+        source = CellSource(matrix, trained.tokenizer, progress=progress)
+        with annotated_copy(source_path, target) as file:
+            predicted = _predict_into(file, source, inference, labels, names)
+            num_empty = int((predicted.types == NO_LABEL).sum())
+            record = {"labels": labels, "model": trained.describe(), "gene_space": inference.gene_space}
+            add_record(file, key, {**record, "input": source.describe(), "num_empty_cells": num_empty})
+    warn_of_empty_cells(num_empty, source.num_cells, consequence="they have no label")
+    has_label = predicted.types != NO_LABEL
+    return AnnotationSummary(
+        output=target,
+        num_cells=source.num_cells,
+        num_empty_cells=num_empty,
+        label_counts=_count_labels(predicted.types[has_label], labels),
+        mean_probability=float(predicted.probabilities[has_label].mean()) if has_label.any() else float("nan"),
+        gene_coverage=source.gene_coverage,
+        count_source=matrix.count_source,
+        gene_source=matrix.gene_source,
+        names=names,
+    )
+
+
+class _Predicted(NamedTuple):
+    """Of each cell: number of the most probable type, or NO_LABEL, and its probability."""
+
+    types: npt.NDArray[np.int64]
+    probabilities: npt.NDArray[np.float32]
+
+
+def _predict_into(
+    file: h5py.File, source: CellSource, inference: BatchInference, labels: list[str], names: NewNames
+) -> _Predicted:
+    """Predict all cells and write what was found to `file`, the full table block by block."""
+    predicted = _Predicted(np.full(source.num_cells, NO_LABEL), np.full(source.num_cells, np.nan, dtype=np.float32))
+    table = add_cell_matrix(file, names.probabilities, source.num_cells, len(labels))
+    for rows, logits in source.outputs(inference, task="annotate"):
+        table[rows] = block = softmax(logits)
+        predicted.types[rows] = np.where(np.isnan(block[:, 0]), NO_LABEL, block.argmax(axis=1))
+        predicted.probabilities[rows] = block.max(axis=1)
+    # Types that no cell has would be empty groups to whoever goes on with the file.
+    cell_types = pd.Categorical.from_codes(predicted.types, categories=labels).remove_unused_categories()
+    add_obs_columns(file, {names.cell_type: cell_types, names.probability: predicted.probabilities})
+    return predicted
+
+
+def _count_labels(types: npt.NDArray[np.int64], labels: list[str]) -> dict[str, int]:
+    """Return label -> cells, the most frequent first, without those of no cell."""
+    pairs = zip(labels, np.bincount(types, minlength=len(labels)).tolist(), strict=True)
+    return {label: count for label, count in sorted(pairs, key=lambda pair: -pair[1]) if count}
