@@ -116,9 +116,13 @@ def lsh_order(
 
 
 def draw_rotations(num_hashes: int, head_dim: int, num_columns: int, *, seed: int) -> Tensor:
-    """Return Gaussian hash directions (R, D, C), float32, from a private generator seeded with ``seed``."""
+    """Return Gaussian hash directions (R, D, C), float32, from a private generator seeded with ``seed``.
+
+    The numbers are the same on every machine; they are on torch's default device, as new weights are.
+    """
     generator = torch.Generator(device="cpu").manual_seed(seed)
-    return torch.randn(num_hashes, head_dim, num_columns, generator=generator, device="cpu")
+    rotations = torch.randn(num_hashes, head_dim, num_columns, generator=generator, device="cpu")
+    return rotations.to(torch.get_default_device())
 
 
 def _columns_of_cells(query_key: Tensor, rotations: Tensor, bucket_size: int, mask: Tensor | None) -> Tensor:
