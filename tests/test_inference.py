@@ -23,13 +23,15 @@ def rows(corpus):
 
 @pytest.fixture
 def model(tiny_config):
-    return ScReformerForCellClassification(tiny_config(num_genes=NUM_GENES))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return ScReformerForCellClassification(tiny_config(num_genes=NUM_GENES))
 
 
 @pytest.mark.parametrize("gene_space", ["full", "expressed"])
 def test_predictions_keep_the_order_and_do_not_depend_on_the_batch(model, rows, gene_space):
     together = predict_logits(model, rows, gene_space=gene_space, progress=False)
-    assert np.ptp(together, axis=0).min() > 1e-3
+    assert np.ptp(together, axis=0).min() > 0.01
     for batch_size in (1, 5):
         again = predict_logits(model, rows, gene_space=gene_space, batch_size=batch_size, progress=False)
         np.testing.assert_allclose(again, together, atol=1e-5)
