@@ -11,7 +11,6 @@ from .auto_classes import register_with_transformers
 
 if TYPE_CHECKING:
     from .configuration_screformer import ScReformerConfig
-    from .lsh_attention import lsh_attention
     from .modeling_screformer import ScReformerForCellClassification, ScReformerForMaskedLM, ScReformerModel
     from .tokenization.gene_vocabulary import GeneVocabulary
     from .tokenization.tokenization_screformer import ScReformerTokenizer
@@ -25,7 +24,6 @@ _MODULE_OF = {
     "ScReformerForMaskedLM": ".modeling_screformer",
     "ScReformerModel": ".modeling_screformer",
     "ScReformerTokenizer": ".tokenization.tokenization_screformer",
-    "lsh_attention": ".lsh_attention",
 }
 
 __all__ = [
@@ -35,7 +33,6 @@ __all__ = [
     "ScReformerForMaskedLM",
     "ScReformerModel",
     "ScReformerTokenizer",
-    "lsh_attention",
 ]
 
 
