@@ -16,11 +16,12 @@ AUTO_MAP = {
 # PAPER, sections 2.5 and 2.9. `base` is the stated shape; `large` reaches the stated sizes (95M encoder, 30M head).
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {
-        "hidden_size": 64,
+        "hidden_size": 32,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
-        "intermediate_size": 256,
+        "intermediate_size": 128,
         "num_hashes": 2,
+        "hidden_dropout_prob": 0.0,
         "classifier_hidden_sizes": [128, 64],
     },
     "base": {},

@@ -148,6 +148,8 @@ class ScReformerPreTrainedModel(PreTrainedModel):
     base_model_prefix = "screformer"
     main_input_name = "input_ids"
     _no_split_modules = ["ScReformerLayer"]  # noqa: RUF012 - transformers' own form
+    # The encoder of a checkpoint opens without its heads, and no head is a surprise there.
+    _keys_to_ignore_on_load_unexpected = [r"^classifier\.", r"^head\."]  # noqa: RUF012
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -182,7 +184,7 @@ class ScReformerModel(ScReformerPreTrainedModel):
     >>> model = ScReformerModel(ScReformerConfig.preset("tiny", num_genes=100)).eval()
     >>> output = model(torch.randint(0, 6, (2, 100)))
     >>> output.last_hidden_state.shape, output.cell_embedding.shape
-    (torch.Size([2, 100, 64]), torch.Size([2, 64]))
+    (torch.Size([2, 100, 32]), torch.Size([2, 32]))
     """
 
     def __init__(self, config: ScReformerConfig) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
@@ -120,6 +120,25 @@ class PretrainingDataArguments:
     replace_probability: float = field(
         default=0.9, metadata={"help": "Share of these that the model sees as [MASK]; the others keep their bin."}
     )
+    gene_dropout: float = field(
+        default=0.0,
+        metadata={"help": "Expected share of a training cell's expressed genes to remove; saves as much time."},
+    )
+    group_column: str | None = field(
+        default=None, metadata={"help": "Column that exclude_groups names groups of, for example donor."}
+    )
+    exclude_groups: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Groups to leave out, for example the donors that a fine-tuned model will be tested on."},
+    )
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where settings contradict each other."""
+        if (self.group_column is None) != (not self.exclude_groups):
+            raise ValueError(
+                f"group_column={self.group_column!r} and exclude_groups={self.exclude_groups} go together: for example "
+                "--group_column donor --exclude_groups human4"
+            )
 
 
 @dataclass

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 
 import datasets
+import numpy as np
+import numpy.typing as npt
 from transformers import set_seed
 
 from screformer.modeling_screformer import ScReformerForMaskedLM
@@ -18,7 +20,7 @@ from screformer.train.arguments import (
     parse_arguments,
 )
 from screformer.train.collator import CellCollator
-from screformer.train.corpus_columns import describe_corpus
+from screformer.train.corpus_columns import describe_corpus, read_column
 from screformer.train.metrics import MaskedBinMetrics, keep_predicted_bins
 from screformer.train.splits import hold_out
 from screformer.train.starting_model import starting_model
@@ -79,7 +81,8 @@ def pretrain(
 def _make_trainer(
     model: ScReformerForMaskedLM, corpus: Corpus, data: PretrainingDataArguments, training: PretrainingArguments
 ) -> CellTrainer:
-    kept, held_out = hold_out(len(corpus.dataset), fraction=data.held_out_fraction, seed=training.seed)
+    rows = _rows_to_learn_from(corpus, data)
+    kept, held_out = (rows[part] for part in hold_out(len(rows), fraction=data.held_out_fraction, seed=training.seed))
     cells: datasets.Dataset = corpus.dataset.select_columns(["input_ids", "gene_ids"]).with_format("numpy")
 
     def collator(*, deterministic: bool) -> CellCollator:
@@ -87,6 +90,7 @@ def _make_trainer(
             model.config,
             masked_fraction=data.masked_fraction,
             replace_probability=data.replace_probability,
+            gene_dropout=0.0 if deterministic else data.gene_dropout,
             seed=training.seed,
             deterministic=deterministic,
         )
@@ -103,6 +107,18 @@ def _make_trainer(
         preprocess_logits_for_metrics=keep_predicted_bins,
         callbacks=early_stopping(training),
     )
+
+
+def _rows_to_learn_from(corpus: Corpus, data: PretrainingDataArguments) -> npt.NDArray[np.int64]:
+    """Return the corpus rows of all groups but the excluded ones."""
+    if data.group_column is None:
+        return np.arange(len(corpus.dataset))
+    groups = read_column(corpus, data.group_column, argument="group_column")
+    unknown = sorted(set(data.exclude_groups) - set(groups.tolist()))
+    if unknown:
+        known = sorted(set(groups.tolist()))
+        raise ValueError(f"exclude_groups has {unknown}; the groups of column {data.group_column!r} are {known}")
+    return np.flatnonzero(~np.isin(groups, data.exclude_groups))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

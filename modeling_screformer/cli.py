@@ -1,0 +1,260 @@
+"""The command line, ``screformer …``: reads arguments, calls the library, and says where the results are.
+
+Heavy imports wait until a command runs, so that ``screformer --help`` answers at once.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from enum import Enum
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import __version__
+
+app = typer.Typer(
+    name="screformer",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="scReformer-BERT: from files of raw counts to cell types. Each command has --help with an example.",
+)
+
+TRAINER_COMMAND = {
+    "allow_extra_args": True,
+    "ignore_unknown_options": True,
+    "help_option_names": [],  # the training module's own parser answers --help
+}
+PAIR_HINT = "Give it once for each: --obs cell_type --obs donor."
+
+
+class GeneSpace(str, Enum):
+    """How cells are laid out; see ``ScReformerConfig.gene_space``."""
+
+    full = "full"
+    expressed = "expressed"
+
+
+Layer = Annotated[str | None, typer.Option(help="Layer that holds the raw counts. Default: found by its values.")]
+GeneColumn = Annotated[str | None, typer.Option(help="Column of var with Ensembl ids or symbols. Default: found.")]
+Model = Annotated[str, typer.Option(help="Checkpoint folder or Hub id.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Cells a forward pass; the results do not depend on it.")]
+Space = Annotated[GeneSpace | None, typer.Option(help="Gene space instead of the checkpoint's own.")]
+Key = Annotated[str, typer.Option(help="Prefix of what is added to the file.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")]
+Cells = Annotated[Path, typer.Argument(help="h5ad file with raw counts.", show_default=False)]
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"screformer {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def quickstart(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("quickstart"),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over: delete an earlier quickstart.")] = False,
+) -> None:
+    """Real pancreas cells become labels: corpus, pretraining, fine-tuning, test, annotation, report; in minutes.
+
+    Run again, it goes on where it was stopped. Example: screformer quickstart --output quickstart
+    """
+    from .train.quickstart import quickstart as run
+
+    prepare_quickstart_folder(output, overwrite=overwrite)
+    result = _run(lambda: run(output, announce=_say))
+    _say("")
+    _say(f"{'Donor ' + result.metrics['test_donor']:<24}{'accuracy':>10}{'macro-F1':>10}")
+    for name in ("model", "logistic_regression", "majority_class"):
+        row = result.metrics[name]
+        title = {"model": "scReformer-BERT"}.get(name, name.replace("_", " ").capitalize())
+        _say(f"{title:<24}{row['accuracy']:>10.3f}{row['macro_f1']:>10.3f}")
+    _say(result.metrics["verdict"])
+    _say(f"\nReport: {output / 'report.html'}\nCheckpoint: {output / 'checkpoint'}")
+    _say(f"Annotated cells: {output / 'annotated.h5ad'}")
+    _say(f"To start over: screformer quickstart --output {output} --overwrite")
+
+
+def prepare_quickstart_folder(output: Path, *, overwrite: bool) -> None:
+    """Refuse a folder that holds something else; empty it of an earlier quickstart if asked to."""
+    from shutil import rmtree
+
+    from .train.quickstart import STAGES_FILE
+
+    if not output.exists() or not any(output.iterdir()):
+        return
+    parts = ("corpus", "corpus.partial", STAGES_FILE)
+    if not any((output / part).exists() for part in parts):
+        _fail(f"--output {output} holds files that are no quickstart's. Choose another folder.")
+    if overwrite:
+        rmtree(output)
+    else:
+        _say(f"{output} exists: finished stages are kept. To start over: --overwrite")
+
+
+@app.command()
+def corpus(
+    files: Annotated[list[Path], typer.Argument(help="h5ad files with raw counts.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Corpus folder to make.")],
+    obs: Annotated[list[str] | None, typer.Option(help=f"Column of obs to keep. {PAIR_HINT}")] = None,
+    layer: Layer = None,
+    gene_column: GeneColumn = None,
+    num_bins: Annotated[int, typer.Option(help="Expression bins, bin 0 (not expressed) included.")] = 6,
+    binning: Annotated[str, typer.Option(help="Rule: log2 (scBERT's) or quantile (per cell).")] = "log2",
+    cells_per_shard: Annotated[int, typer.Option(min=1, help="The most cells in one Arrow file.")] = 50_000,
+) -> None:
+    """Tokenize files of raw counts into a corpus for training; a stopped run goes on where it was.
+
+    Example: screformer corpus a.h5ad b.h5ad -o corpus --obs cell_type --obs donor
+    """
+    from .tokenization.corpus import build_corpus
+    from .tokenization.tokenization_screformer import ScReformerTokenizer
+
+    def build() -> None:
+        tokenizer = ScReformerTokenizer(num_bins=num_bins, binning=binning)
+        made = build_corpus(
+            files,
+            output,
+            tokenizer=tokenizer,
+            obs_columns=obs or [],
+            layer=layer,
+            gene_column=gene_column,
+            cells_per_shard=cells_per_shard,
+        )
+        _say(f"{len(made):,} cells in {output}")
+
+    _run(build)
+
+
+@app.command(context_settings=TRAINER_COMMAND, add_help_option=False)
+def pretrain(context: typer.Context) -> None:
+    """Pretrain by predicting masked expression bins. Example: screformer pretrain --corpus corpus --preset tiny"""
+    _hand_over("train.pretrain", context)
+
+
+@app.command(context_settings=TRAINER_COMMAND, add_help_option=False)
+def finetune(context: typer.Context) -> None:
+    """Fine-tune on cell types. Example: screformer finetune --corpus corpus --checkpoint pretrained"""
+    _hand_over("train.finetune", context)
+
+
+@app.command(context_settings=TRAINER_COMMAND, add_help_option=False)
+def evaluate(context: typer.Context) -> None:
+    """Test a fine-tuned checkpoint. Example: screformer evaluate finetuned corpus --output evaluation"""
+    _hand_over("train.evaluate", context)
+
+
+@app.command()
+def annotate(
+    cells: Cells,
+    model: Model,
+    output: Output,
+    layer: Layer = None,
+    gene_column: GeneColumn = None,
+    batch_size: BatchSize = 32,
+    gene_space: Space = None,
+    key: Key = "screformer",
+    overwrite: Overwrite = False,
+) -> None:
+    """Add predicted cell types and probabilities to a copy of an h5ad file; rows and their order stay.
+
+    Example: screformer annotate cells.h5ad --model quickstart/checkpoint -o annotated.h5ad
+    """
+    from .annotation.annotate import annotate_file
+
+    _run(
+        lambda: _say(
+            str(
+                annotate_file(
+                    cells,
+                    model,
+                    output,
+                    layer=layer,
+                    gene_column=gene_column,
+                    batch_size=batch_size,
+                    gene_space=gene_space and gene_space.value,
+                    key=key,
+                    overwrite=overwrite,
+                )
+            )
+        )
+    )
+
+
+@app.command()
+def embed(
+    cells: Cells,
+    model: Model,
+    output: Output,
+    layer: Layer = None,
+    gene_column: GeneColumn = None,
+    batch_size: BatchSize = 32,
+    gene_space: Space = None,
+    key: Key = "screformer",
+    overwrite: Overwrite = False,
+) -> None:
+    """Add a vector a cell, obsm["X_screformer"], to a copy of an h5ad file.
+
+    Example: screformer embed cells.h5ad --model quickstart/pretrained -o embedded.h5ad
+    """
+    from .annotation.embed import embed_file
+
+    _run(
+        lambda: _say(
+            str(
+                embed_file(
+                    cells,
+                    model,
+                    output,
+                    layer=layer,
+                    gene_column=gene_column,
+                    batch_size=batch_size,
+                    gene_space=gene_space and gene_space.value,
+                    key=key,
+                    overwrite=overwrite,
+                )
+            )
+        )
+    )
+
+
+def main() -> None:
+    """Run the command line."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("screformer").setLevel(logging.INFO)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Threads that wait asleep instead of spinning: on a busy machine spinning threads halve the speed and more.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    app()
+
+
+def _hand_over(module: str, context: typer.Context) -> None:
+    """Let a training module's own command line read the arguments."""
+    import_module(f".{module}", __package__).main(context.args)
+
+
+def _run(action: Callable[..., object]) -> object:
+    """Call `action`; what a user can mend becomes a message instead of a traceback."""
+    try:
+        return action()
+    except (ValueError, OSError) as error:
+        _fail(str(error))
+
+
+def _say(text: str) -> None:
+    typer.echo(text)
+
+
+def _fail(message: str) -> None:
+    typer.echo(f"error: {message}", err=True)
+    sys.exit(1)
