@@ -166,6 +166,16 @@ class ScReformerPreTrainedModel(PreTrainedModel):
         elif isinstance(module, ScReformerAttention):
             init.copy_(module.rotations, module.draw_rotations())
 
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Module:
+        """Return the bin embeddings; their number is part of the configuration, so that another one is a ValueError."""
+        if new_num_tokens not in (None, self.config.vocab_size):
+            msg = (
+                f"new_num_tokens got {new_num_tokens}; tokens are the {self.config.num_bins} expression bins, [PAD] "
+                "and [MASK]. Make a new model with another num_bins instead."
+            )
+            raise ValueError(msg)
+        return self.get_input_embeddings()
+
 
 class ScReformerModel(ScReformerPreTrainedModel):
     """The encoder: cells as bins and genes to a vector a gene and a vector a cell.

@@ -69,3 +69,20 @@ def expressed(bins, padding=0):
 @pytest.fixture(name="expressed")
 def expressed_fixture():
     return expressed
+
+
+@pytest.fixture(scope="session")
+def small_quickstart(tmp_path_factory):
+    """Return the folder of a quickstart on 180 of the packaged cells, two steps of training: whole, and untrained."""
+    import anndata
+
+    from screformer.tokenization import example_cells_path
+    from screformer.train.quickstart import quickstart
+
+    folder = tmp_path_factory.mktemp("small")
+    adata = anndata.read_h5ad(example_cells_path())
+    common = adata[adata.obs["cell_type"].isin(["alpha", "beta", "ductal"])]
+    groups = common.obs.groupby(["donor", "cell_type"], observed=True)
+    chosen = [name for _, group in groups for name in group.index[:15]]
+    common[chosen].copy().write_h5ad(folder / "cells.h5ad")
+    return quickstart(folder / "quickstart", cells=folder / "cells.h5ad", max_steps=2).folder

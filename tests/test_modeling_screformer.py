@@ -301,3 +301,9 @@ def test_a_checkpoint_keeps_rotations_and_restores_positions(tmp_path, tiny_conf
     opened = ScReformerModel.from_pretrained(tmp_path)
     assert torch.equal(opened.encoder.layers[0].attention.rotations, model.encoder.layers[0].attention.rotations)
     assert torch.equal(opened.embeddings.positions, sinusoidal_positions(60, 16))
+
+
+def test_bins_cannot_be_resized(classifier):
+    assert classifier.resize_token_embeddings() is classifier.get_input_embeddings()
+    with pytest.raises(ValueError, match="new_num_tokens got 20; tokens are the 6 expression bins"):
+        classifier.resize_token_embeddings(20)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
@@ -228,6 +229,11 @@ class ScReformerTrainingArguments(TrainingArguments):
         default=False,
         metadata={"help": "Keep the checkpoint-* folders (with optimizer state) after the run has finished."},
     )
+
+    def __post_init__(self) -> None:
+        """Pin memory only where there is a GPU to copy it to."""
+        super().__post_init__()
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
 
 
 @dataclass

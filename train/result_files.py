@@ -12,7 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("screformer", "torch", "transformers", "datasets", "accelerate", "numpy", "scikit-learn")
+PACKAGES = (
+    "screformer", "torch", "transformers", "datasets", "accelerate", "anndata", "numpy", "scikit-learn"
+)  # fmt: skip
 
 
 @contextmanager

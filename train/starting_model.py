@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from transformers.utils import logging as transformers_logging
 
 from screformer.configuration_screformer import ScReformerConfig
 from screformer.modeling_screformer import ScReformerForCellClassification, ScReformerForMaskedLM
@@ -27,7 +31,7 @@ def starting_model(
 ) -> Model:
     """Return a new model, or a checkpoint's, that fits `tokenizer` and, for a classifier, `label_names`.
 
-    A head that the checkpoint does not have, or has for other labels, gets new random weights; transformers logs which.
+    A head that the checkpoint does not have, or has for other labels, gets new random weights; the log says which.
 
     Raises
     ------
@@ -44,9 +48,29 @@ def starting_model(
     check_tokenizer(config, tokenizer, checkpoint=arguments.checkpoint)
     config.tokenizer_fingerprint = tokenizer.fingerprint
     # Only the last layer can have another shape: the tokenizer is the same, and the labels may not be.
-    return model_class.from_pretrained(
-        arguments.checkpoint, config=config, ignore_mismatched_sizes=label_names is not None
-    )
+    with _quiet_transformers():
+        model, loading = model_class.from_pretrained(
+            arguments.checkpoint,
+            config=config,
+            ignore_mismatched_sizes=label_names is not None,
+            output_loading_info=True,
+        )
+    new = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
+    if new:
+        parts = sorted({name.rpartition(".")[0] for name in new})
+        logger.info("not in checkpoint %s, starting at random: %s", arguments.checkpoint, ", ".join(parts))
+    return model
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Leave out transformers' table of new weights, which is longer than the one line that we log."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 def check_tokenizer(config: ScReformerConfig, tokenizer: ScReformerTokenizer, *, checkpoint: str) -> None:

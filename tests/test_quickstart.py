@@ -1,0 +1,87 @@
+import json
+
+import anndata
+import numpy as np
+import pytest
+
+from screformer import ScReformerForCellClassification
+from screformer.tokenization import open_corpus
+from screformer.train import quickstart as module
+from screformer.train.quickstart import TEST_DONOR, quickstart
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_everything_is_left_behind(small_quickstart):
+    for name in (
+        "corpus",
+        "pretrained",
+        "checkpoint",
+        "annotated.h5ad",
+        "metrics.json",
+        "report.html",
+        "comparison.png",
+    ):
+        assert (small_quickstart / name).exists(), name
+    assert not list(small_quickstart.glob("**/*.partial*"))
+    assert not [path for path in small_quickstart.rglob("*") if path.suffix in {".bin", ".pkl", ".pt", ".pth"}]
+
+
+def test_the_test_donor_is_in_no_training(small_quickstart):
+    corpus = open_corpus(small_quickstart / "corpus")
+    donor_of = dict(zip(corpus.dataset["cell_id"], corpus.dataset["donor"], strict=True))
+    splits = read(small_quickstart / "checkpoint" / "splits.json")
+    assert {donor_of[cell] for cell in splits["test"]} == {TEST_DONOR}
+    assert TEST_DONOR not in {donor_of[cell] for cell in splits["train"] + splits["validation"]}
+    pretraining = read(small_quickstart / "pretrained" / "training.json")
+    assert pretraining["cells"]["exclude_groups"] == [TEST_DONOR]
+
+
+def test_model_and_baselines_are_scored_on_the_same_cells(small_quickstart):
+    metrics = read(small_quickstart / "metrics.json")
+    rows = [metrics[name] for name in ("model", "logistic_regression", "majority_class")]
+    assert len({row["num_cells"] for row in rows}) == 1
+    assert rows[1]["accuracy"] > rows[2]["accuracy"]
+    gap = metrics["model"]["accuracy"] - metrics["logistic_regression"]["accuracy"]
+    assert metrics["model_minus_logistic_regression"]["accuracy"] == pytest.approx(gap)
+    assert metrics["verdict"] in (small_quickstart / "report.html").read_text(encoding="utf-8")
+
+
+def test_annotated_cells_are_the_new_ones_in_order_with_the_evaluations_labels(small_quickstart):
+    annotated = anndata.read_h5ad(small_quickstart / "annotated.h5ad")
+    new = anndata.read_h5ad(small_quickstart / "new_cells.h5ad")
+    assert list(annotated.obs_names) == list(new.obs_names)
+    assert "cell_type" not in new.obs
+    lines = (small_quickstart / "checkpoint" / "predictions.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    predicted = {line.split("\t")[0]: line.split("\t")[2] for line in lines}
+    assert [predicted[name] for name in annotated.obs_names] == list(annotated.obs["screformer_cell_type"])
+    probabilities = annotated.obsm["screformer_probabilities"]
+    np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
+
+
+def test_the_card_shows_logistic_regression_and_the_checkpoint_knows_its_tokenizer(small_quickstart):
+    card = (small_quickstart / "checkpoint" / "README.md").read_text(encoding="utf-8")
+    assert "Logistic regression" in card
+    assert "Baron et al. 2016" in card
+    config = ScReformerForCellClassification.from_pretrained(small_quickstart / "checkpoint").config
+    assert config.tokenizer_fingerprint == open_corpus(small_quickstart / "corpus").tokenizer().fingerprint
+
+
+def test_running_again_repeats_no_training(small_quickstart, monkeypatch):
+    weights = small_quickstart / "checkpoint" / "model.safetensors"
+    before, times = weights.stat().st_mtime_ns, read(small_quickstart / module.STAGES_FILE)
+    monkeypatch.setattr("transformers.Trainer.train", lambda *_, **__: pytest.fail("trained again"))
+    stages = []
+    result = quickstart(
+        small_quickstart, cells=small_quickstart.parent / "cells.h5ad", max_steps=2, announce=stages.append
+    )
+    assert weights.stat().st_mtime_ns == before
+    assert result.stage_seconds == times
+    assert len(stages) == len(times) == 7
+
+
+def test_other_settings_in_the_same_folder_are_refused(small_quickstart):
+    with pytest.raises(ValueError, match="overwrite"):
+        quickstart(small_quickstart, cells=small_quickstart.parent / "cells.h5ad", max_steps=3)

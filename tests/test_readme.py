@@ -1,0 +1,69 @@
+"""The README's examples run as they are written, in order, in a folder that holds what the README says it holds."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from screformer.cli import app
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TINY = ["--config_overrides", "hidden_size=8", "num_hidden_layers=1", "--max_steps", "1", "--use_cpu"]
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.fixture
+def folder(small_quickstart, tmp_path, monkeypatch):
+    shutil.copytree(small_quickstart, tmp_path / "quickstart")
+    shutil.copy(small_quickstart.parent / "cells.h5ad", tmp_path / "cells.h5ad")
+    shutil.copy(small_quickstart / "new_cells.h5ad", tmp_path / "new_cells.h5ad")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")  # without a GPU, by default
+def test_the_three_doors_run(folder):
+    doors = blocks("python")
+    assert len(doors) == 3
+    for code in doors:
+        exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+    assert (folder / "my_model" / "model.safetensors").exists()
+    assert (folder / "shared" / "README.md").exists()
+
+
+def test_the_command_lines_run(folder):
+    (commands,) = blocks("bash")
+    for line in commands.strip().splitlines():
+        program, command, *arguments = line.split()
+        assert program == "screformer"
+        # The same lines with less to compute: one step, and a narrow model where one is made.
+        shorter = {"pretrain": TINY, "finetune": TINY[3:]}.get(command, [])
+        result = CliRunner().invoke(app, [command, *arguments, *shorter])
+        assert result.exit_code == 0, (line, result.output, result.exception)
+    for name in ("annotated.h5ad", "embedded.h5ad", "evaluation/evaluation.json"):
+        assert (folder / name).exists()
+
+
+def test_every_named_file_exists():
+    for name in re.findall(r"\]\(([\w./]+)\)", README) + re.findall(r"`(tests/[\w./]+)`", README):
+        assert (ROOT / name).exists(), name
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"make ([a-z-]+)[`\n ]", README):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+    assert "make quickstart" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_the_tree_names_every_source_folder():
+    tree = README.split("## Where things are")[1]
+    for folder in ("tokenization", "modeling_screformer", "train", "annotation", "benchmarks", "model_cards", "tests"):
+        assert f"    {folder}/" in tree
