@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 from statistics import mean, stdev
@@ -42,6 +42,7 @@ def compare_on_unseen_donors(work: str | Path, output: str | Path) -> dict[str, 
         donor: {name: {key: fold.metrics[name][key] for key in METRIC_TITLES} for name in METHODS}
         for donor, fold in folds.items()
     }
+    means = {name: _over_donors(mean, scores, name) for name in METHODS}
     results = {
         "question": "How well are cells of a donor labelled that was not in training?",
         "command": "make bench",
@@ -50,21 +51,23 @@ def compare_on_unseen_donors(work: str | Path, output: str | Path) -> dict[str, 
         "versions": software_versions(),
         "test_cells": {donor: fold.metrics[MODEL]["num_cells"] for donor, fold in folds.items()},
         "scores": scores,
-        "mean": {name: _over_donors(mean, scores, name) for name in METHODS},
+        "mean": means,
         "spread": {name: _over_donors(stdev, scores, name) for name in METHODS},
         "pretraining": {donor: fold.metrics["pretraining"] for donor, fold in folds.items()},
     }
     write_json(Path(output) / f"{NAME}.json", results)
     plot_comparison(
-        {row_title(name): results["mean"][name] for name in METHODS},
+        {row_title(name): means[name] for name in METHODS},
         Path(output) / f"{NAME}.png",
         title="Human pancreas, mean of four unseen donors",
     )
     return results
 
 
-def _over_donors(summary: Any, scores: dict[str, Any], name: str) -> dict[str, float]:  # Any: a function of numbers
-    return {key: round(summary(scores[donor][name][key] for donor in DONORS), 4) for key in METRIC_TITLES}
+def _over_donors(
+    summary: Callable[[list[float]], float], scores: dict[str, dict[str, dict[str, float]]], name: str
+) -> dict[str, float]:
+    return {key: round(summary([scores[donor][name][key] for donor in DONORS]), 4) for key in METRIC_TITLES}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

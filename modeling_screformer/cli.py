@@ -7,10 +7,9 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from enum import Enum
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, NoReturn, TypeVar
 
 import typer
 
@@ -33,19 +32,13 @@ TRAINER_COMMAND = {
 PAIR_HINT = "Give it once for each: --obs cell_type --obs donor."
 
 
-class GeneSpace(str, Enum):
-    """How cells are laid out; see ``ScReformerConfig.gene_space``."""
-
-    full = "full"
-    expressed = "expressed"
-
-
+Result = TypeVar("Result")
 Layer = Annotated[str | None, typer.Option(help="Layer that holds the raw counts. Default: found by its values.")]
 GeneColumn = Annotated[str | None, typer.Option(help="Column of var with Ensembl ids or symbols. Default: found.")]
 Model = Annotated[str, typer.Option(help="Checkpoint folder or Hub id.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Cells a forward pass; the results do not depend on it.")]
-Space = Annotated[GeneSpace | None, typer.Option(help="Gene space instead of the checkpoint's own.")]
+Space = Annotated[Literal["full", "expressed"] | None, typer.Option(help="Gene space instead of the checkpoint's own.")]
 Key = Annotated[str, typer.Option(help="Prefix of what is added to the file.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")]
 Cells = Annotated[Path, typer.Argument(help="h5ad file with raw counts.", show_default=False)]
@@ -67,7 +60,11 @@ def quickstart(
 ) -> None:
     """Real pancreas cells become labels: corpus, pretraining, fine-tuning, test, annotation, report; in minutes.
 
-    Run again, it goes on where it was stopped. Example: screformer quickstart --output quickstart
+    Run again, it goes on where it was stopped.
+
+    \b
+    Example:
+      screformer quickstart --output quickstart
     """
     from .train.quickstart import quickstart as run
 
@@ -110,12 +107,16 @@ def corpus(
     layer: Layer = None,
     gene_column: GeneColumn = None,
     num_bins: Annotated[int, typer.Option(help="Expression bins, bin 0 (not expressed) included.")] = 6,
-    binning: Annotated[str, typer.Option(help="Rule: log2 (scBERT's) or quantile (per cell).")] = "log2",
+    binning: Annotated[
+        Literal["log2", "quantile"], typer.Option(help="scBERT's rule, or quantiles of each cell.")
+    ] = "log2",
     cells_per_shard: Annotated[int, typer.Option(min=1, help="The most cells in one Arrow file.")] = 50_000,
 ) -> None:
     """Tokenize files of raw counts into a corpus for training; a stopped run goes on where it was.
 
-    Example: screformer corpus a.h5ad b.h5ad -o corpus --obs cell_type --obs donor
+    \b
+    Example:
+      screformer corpus a.h5ad b.h5ad -o corpus --obs cell_type --obs donor
     """
     from .tokenization.corpus import build_corpus
     from .tokenization.tokenization_screformer import ScReformerTokenizer
@@ -168,27 +169,27 @@ def annotate(
 ) -> None:
     """Add predicted cell types and probabilities to a copy of an h5ad file; rows and their order stay.
 
-    Example: screformer annotate cells.h5ad --model quickstart/checkpoint -o annotated.h5ad
+    \b
+    Example:
+      screformer annotate cells.h5ad --model quickstart/checkpoint -o annotated.h5ad
     """
     from .annotation.annotate import annotate_file
 
-    _run(
-        lambda: _say(
-            str(
-                annotate_file(
-                    cells,
-                    model,
-                    output,
-                    layer=layer,
-                    gene_column=gene_column,
-                    batch_size=batch_size,
-                    gene_space=gene_space and gene_space.value,
-                    key=key,
-                    overwrite=overwrite,
-                )
-            )
+    def add() -> None:
+        summary = annotate_file(
+            cells,
+            model,
+            output,
+            layer=layer,
+            gene_column=gene_column,
+            batch_size=batch_size,
+            gene_space=gene_space,
+            key=key,
+            overwrite=overwrite,
         )
-    )
+        _say(str(summary))
+
+    _run(add)
 
 
 @app.command()
@@ -205,27 +206,27 @@ def embed(
 ) -> None:
     """Add a vector a cell, obsm["X_screformer"], to a copy of an h5ad file.
 
-    Example: screformer embed cells.h5ad --model quickstart/pretrained -o embedded.h5ad
+    \b
+    Example:
+      screformer embed cells.h5ad --model quickstart/pretrained -o embedded.h5ad
     """
     from .annotation.embed import embed_file
 
-    _run(
-        lambda: _say(
-            str(
-                embed_file(
-                    cells,
-                    model,
-                    output,
-                    layer=layer,
-                    gene_column=gene_column,
-                    batch_size=batch_size,
-                    gene_space=gene_space and gene_space.value,
-                    key=key,
-                    overwrite=overwrite,
-                )
-            )
+    def add() -> None:
+        summary = embed_file(
+            cells,
+            model,
+            output,
+            layer=layer,
+            gene_column=gene_column,
+            batch_size=batch_size,
+            gene_space=gene_space,
+            key=key,
+            overwrite=overwrite,
         )
-    )
+        _say(str(summary))
+
+    _run(add)
 
 
 def main() -> None:
@@ -243,7 +244,7 @@ def _hand_over(module: str, context: typer.Context) -> None:
     import_module(f".{module}", __package__).main(context.args)
 
 
-def _run(action: Callable[..., object]) -> object:
+def _run(action: Callable[[], Result]) -> Result:
     """Call `action`; what a user can mend becomes a message instead of a traceback."""
     try:
         return action()
@@ -255,6 +256,6 @@ def _say(text: str) -> None:
     typer.echo(text)
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     typer.echo(f"error: {message}", err=True)
     sys.exit(1)

@@ -207,7 +207,7 @@ class ScReformerModel(ScReformerPreTrainedModel):
         """Return the bin embeddings."""
         return self.embeddings.bin_embeddings
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replace the bin embeddings."""
         self.embeddings.bin_embeddings = value
 

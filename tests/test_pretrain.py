@@ -92,6 +92,35 @@ def test_held_out_cells_are_never_trained_on_and_masked_the_same_every_time(corp
     assert not torch.equal(first, again)
 
 
+def seen_cells(corpus, tmp_path, monkeypatch, **data):
+    """Return the donors of all cells that a run's trainer was given."""
+    given = {}
+
+    def keep(trainer, *_, **__):
+        given["rows"] = [trainer.train_dataset[i]["gene_ids"].tolist() for i in range(len(trainer.train_dataset))]
+        given["rows"] += [trainer.eval_dataset[i]["gene_ids"].tolist() for i in range(len(trainer.eval_dataset))]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CellTrainer, "train", keep)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(NEW_MODEL, PretrainingDataArguments(corpus=corpus, **data), settings(tmp_path / "out"))
+    return given["rows"]
+
+
+def test_excluded_groups_are_neither_trained_on_nor_held_out(corpus, tmp_path, monkeypatch):
+    rows = seen_cells(corpus, tmp_path, monkeypatch, group_column="donor", exclude_groups=["human1", "human4"])
+    dataset = open_corpus(corpus).dataset
+    kept = [row["gene_ids"] for row in dataset if row["donor"] in ("human2", "human3")]
+    assert len(kept) == 24
+    assert sorted(rows) == sorted(kept)
+
+
+def test_an_unknown_group_to_exclude_is_named(corpus, tmp_path):
+    data = PretrainingDataArguments(corpus=corpus, group_column="donor", exclude_groups=["human5"])
+    with pytest.raises(ValueError, match=r"exclude_groups has \['human5'\]; the groups of column 'donor' are"):
+        pretrain(NEW_MODEL, data, settings(tmp_path / "out"))
+
+
 @pytest.mark.parametrize("gene_space", ["full", "expressed"])
 def test_accumulation_changes_neither_loss_nor_gradient(corpus, tmp_path, gene_space):
     def step(batch_size, accumulation):

@@ -1,13 +1,39 @@
 import json
+import os
+import subprocess
+import sys
 
 import anndata
 import numpy as np
 import pytest
 
-from screformer import ScReformerForCellClassification
+from screformer import ScReformerForCellClassification, ScReformerTokenizer
 from screformer.tokenization import open_corpus
 from screformer.train import quickstart as module
 from screformer.train.quickstart import TEST_DONOR, quickstart
+
+WITHOUT_THE_PACKAGE = """
+import importlib.abc, sys
+
+class Block(importlib.abc.MetaPathFinder):
+    def find_spec(self, fullname, path, target=None):
+        if fullname.partition(".")[0] == "screformer":
+            raise ModuleNotFoundError("No module named " + repr(fullname), name=fullname)
+
+sys.meta_path.insert(0, Block())
+import numpy as np
+import transformers
+
+tokenizer = transformers.AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)
+assert transformers.AutoConfig.from_pretrained(sys.argv[1], trust_remote_code=True).model_type == "screformer"
+genes = tokenizer.gene_vocabulary.symbols[:200]
+counts = np.random.default_rng(0).poisson(1.0, (3, 200))
+batch = tokenizer(counts, gene_names=genes, gene_space="expressed", return_tensors="pt")
+for name in ("AutoModel", "AutoModelForMaskedLM", "AutoModelForSequenceClassification"):
+    model = getattr(transformers, name).from_pretrained(sys.argv[1], trust_remote_code=True).eval()
+print(model(**batch).logits.tolist())
+assert "screformer" not in sys.modules
+"""
 
 
 def read(path):
@@ -85,3 +111,23 @@ def test_running_again_repeats_no_training(small_quickstart, monkeypatch):
 def test_other_settings_in_the_same_folder_are_refused(small_quickstart):
     with pytest.raises(ValueError, match="overwrite"):
         quickstart(small_quickstart, cells=small_quickstart.parent / "cells.h5ad", max_steps=3)
+
+
+def test_the_checkpoint_opens_without_the_package_and_says_the_same(small_quickstart, tmp_path):
+    checkpoint = small_quickstart / "checkpoint"
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_THE_PACKAGE, str(checkpoint)],
+        cwd=tmp_path,
+        env={**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    tokenizer = ScReformerTokenizer.from_pretrained(checkpoint)
+    counts = np.random.default_rng(0).poisson(1.0, (3, 200))
+    genes = tokenizer.gene_vocabulary.symbols[:200]
+    batch = tokenizer(counts, gene_names=genes, gene_space="expressed", return_tensors="pt")
+    expected = ScReformerForCellClassification.from_pretrained(checkpoint).eval()(**batch).logits
+    np.testing.assert_allclose(found, expected.detach().numpy(), atol=1e-6)

@@ -233,7 +233,8 @@ class ScReformerTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         """Pin memory only where there is a GPU to copy it to."""
         super().__post_init__()
-        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False
 
 
 @dataclass

@@ -198,7 +198,13 @@ def _baselines(cells: Path, corpus: Corpus, checkpoint: Path, label_names: list[
     parts = read_json(checkpoint / "splits.json")
     split = Split(*(np.array([row_of[name] for name in parts[part]]) for part in Split._fields))
     fitted = simple_baselines(
-        counts, labels, split, labels=label_names, gene_positions=mapping.positions, groups=donors, seed=SEED
+        counts,
+        labels.tolist(),
+        split,
+        labels=label_names,
+        gene_positions=mapping.positions,
+        groups=donors.tolist(),
+        seed=SEED,
     )
     id_of = {name: index for index, name in enumerate(label_names)}
     truth = np.array([id_of[label] for label in labels[split.test].tolist()])

@@ -49,13 +49,15 @@ def starting_model(
     config.tokenizer_fingerprint = tokenizer.fingerprint
     # Only the last layer can have another shape: the tokenizer is the same, and the labels may not be.
     with _quiet_transformers():
-        model, loading = model_class.from_pretrained(
+        loaded = model_class.from_pretrained(
             arguments.checkpoint,
             config=config,
             ignore_mismatched_sizes=label_names is not None,
             output_loading_info=True,
         )
-    new = {*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])}
+    model: Model = loaded[0]
+    report: dict[str, Any] = loaded[1]
+    new = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
     if new:
         parts = sorted({name.rpartition(".")[0] for name in new})
         logger.info("not in checkpoint %s, starting at random: %s", arguments.checkpoint, ", ".join(parts))
