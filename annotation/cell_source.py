@@ -11,12 +11,8 @@ import numpy.typing as npt
 from tqdm.auto import tqdm
 
 from screformer.tokenization.count_matrix import CountMatrix
-from screformer.tokenization.tokenization_screformer import (
-    ScReformerTokenizer,
-    TokenizedCells,
-    as_counts_csr,
-    check_raw_counts,
-)
+from screformer.tokenization.expression_bins import as_counts_csr, check_raw_counts
+from screformer.tokenization.tokenization_screformer import ScReformerTokenizer, TokenizedCells
 from screformer.train.inference import BatchInference
 
 logger = logging.getLogger(__name__)

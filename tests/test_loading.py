@@ -61,7 +61,7 @@ MODEL_FILES = {
     "modeling_screformer.py",
     "reversible.py",
 }
-TOKENIZER_FILES = {"gene_vocabulary.py", "tokenization_screformer.py"}
+TOKENIZER_FILES = {"expression_bins.py", "gene_vocabulary.py", "tokenization_screformer.py"}
 THIRD_PARTY = {"numpy", "torch", "transformers", "huggingface_hub", "tokenizers"}
 REPOSITORY = Path(__file__).parents[1]
 SOURCE_FOLDERS = ("modeling_screformer", "tokenization", "train", "annotation", "benchmarks", "model_cards")

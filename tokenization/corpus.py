@@ -20,8 +20,9 @@ from datasets.arrow_writer import ArrowWriter
 from tqdm.auto import tqdm
 
 from screformer.tokenization.count_matrix import CountMatrix, open_count_matrix
+from screformer.tokenization.expression_bins import as_counts_csr
 from screformer.tokenization.gene_vocabulary import GeneMapping
-from screformer.tokenization.tokenization_screformer import ScReformerTokenizer, TokenizedCells, as_counts_csr
+from screformer.tokenization.tokenization_screformer import ScReformerTokenizer, TokenizedCells
 
 logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"

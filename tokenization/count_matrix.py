@@ -14,8 +14,9 @@ import pandas as pd
 from anndata.io import read_elem, sparse_dataset
 from scipy.sparse import csr_matrix
 
+from screformer.tokenization.expression_bins import check_raw_counts
 from screformer.tokenization.gene_vocabulary import GeneMapping, GeneVocabulary
-from screformer.tokenization.tokenization_screformer import check_raw_counts, choose_gene_names
+from screformer.tokenization.tokenization_screformer import choose_gene_names
 
 logger = logging.getLogger(__name__)
 NUM_SAMPLED_BLOCKS = 5
