@@ -1,11 +1,9 @@
 """Counts become bins: exactly, whatever the form of the input, and never by a guess."""
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import anndata
 import numpy as np
@@ -15,20 +13,11 @@ import scipy.sparse
 import torch
 from transformers import BatchEncoding, DataCollatorWithPadding
 
+from oracles import slow_tokenizer as oracle
 from screformer.tokenization import GeneVocabulary, ScReformerTokenizer, expression_bins
+from screformer.tokenization.tokenization_screformer import choose_gene_names
 
 NUM_GENES = 40
-
-
-def _load_oracle():
-    path = Path(__file__).parent / "oracles" / "slow_tokenizer.py"
-    spec = importlib.util.spec_from_file_location("slow_tokenizer", path)
-    oracle = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(oracle)
-    return oracle
-
-
-oracle = _load_oracle()
 
 
 def _vocabulary() -> GeneVocabulary:
@@ -330,12 +319,12 @@ def test_ensembl_column_is_used_where_it_knows_more() -> None:
     ids = [f"ENSG{at:011d}" for at in range(3)]
     var = pd.DataFrame({"note": ["x", "y", "z", "w"], "id": [*ids, ""]}, index=["a", "b", "GENE2", "GENE3"])
     columns = {key: var[key] for key in var}
-    chosen = module.choose_gene_names(var.index, columns, vocabulary=tokenizer.gene_vocabulary)
+    chosen = choose_gene_names(var.index, columns, vocabulary=tokenizer.gene_vocabulary)
     assert chosen.source == "var['id']"
     assert chosen.mapping.positions.tolist() == [0, 1, 2, 3]
-    named = module.choose_gene_names(var.index, columns, vocabulary=tokenizer.gene_vocabulary, gene_column="note")
+    named = choose_gene_names(var.index, columns, vocabulary=tokenizer.gene_vocabulary, gene_column="note")
     assert named.source == "var['note']"
-    better = module.choose_gene_names([f"GENE{at}" for at in range(4)], columns, vocabulary=tokenizer.gene_vocabulary)
+    better = choose_gene_names([f"GENE{at}" for at in range(4)], columns, vocabulary=tokenizer.gene_vocabulary)
     assert better.source == "var_names"
 
 
