@@ -218,6 +218,13 @@ def test_patience_stops_and_zero_never_does(corpus, tmp_path):
     assert (stopped.metrics["epochs"], went_on.metrics["epochs"]) == (2, 4)
 
 
+def test_training_without_evaluations_runs_to_its_end(corpus, tmp_path):
+    unwatched = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+    result = pretrain(NEW_MODEL, PretrainingDataArguments(corpus=corpus), settings(tmp_path, max_steps=2, **unwatched))
+    assert result.metrics["steps"] == 2
+    assert result.metrics["held_out_loss"] > 0
+
+
 def test_the_same_seed_gives_the_same_weights(corpus, tmp_path):
     data = PretrainingDataArguments(corpus=corpus)
     runs = [pretrain(NEW_MODEL, data, settings(tmp_path / name, num_train_epochs=1)).output_dir for name in ("a", "b")]

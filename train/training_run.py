@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 
 from screformer.train.arguments import ScReformerTrainingArguments
 from screformer.train.collator import CellCollator
@@ -111,8 +111,11 @@ def begin_run(training: ScReformerTrainingArguments, record: Mapping[str, Any]) 
 
 
 def early_stopping(training: ScReformerTrainingArguments) -> list[EarlyStoppingCallback]:
-    """Return the callback that stops after `early_stopping_patience` evaluations without improvement, if any."""
-    if training.early_stopping_patience == 0:
+    """Return the callback that stops after `early_stopping_patience` evaluations without improvement, if any.
+
+    Without evaluations during the training (``eval_strategy="no"``) there is nothing to stop by.
+    """
+    if training.early_stopping_patience == 0 or training.eval_strategy == IntervalStrategy.NO:
         return []
     return [EarlyStoppingCallback(early_stopping_patience=training.early_stopping_patience)]
 
