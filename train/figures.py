@@ -121,8 +121,9 @@ def plot_training_curves(
     title
         Headline.
     scores
-        Names without ``eval_``, for example ``("accuracy", "macro_f1")``.
+        Names without ``eval_``, for example ``("accuracy", "macro_f1")``; those that the history lacks are left out.
     """
+    scores = [score for score in scores if any(f"eval_{score}" in entry for entry in log_history)]
     figure, first = _new_figure(9.6 if scores else 5.6, 4.0, num_panels=2 if scores else 1)
     panels = figure.axes
     for index, (key, name) in enumerate((("loss", "training"), ("eval_loss", "held-out cells"))):
@@ -137,7 +138,8 @@ def plot_training_curves(
         axes.set_xlabel("Epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(color="0.9")
-        axes.legend(frameon=False)
+        if axes.lines:
+            axes.legend(frameon=False)
     figure.suptitle(title)
     _save(figure, path)
 
