@@ -40,6 +40,7 @@ $(VENV)/.requirements: $(VENV)/bin/pip pyproject.toml constraints.txt
 
 # The wheel is what is tested: an editable tree would hide a file that the wheel lacks.
 $(VENV)/.installed: $(VENV)/.requirements $(SOURCES)
+	rm -rf build
 	$(PIP) .
 	$(PIP) --force-reinstall --no-deps .
 	touch $@
