@@ -175,7 +175,7 @@ def _fine_tuning(
         ),
         FineTuningArguments(
             output_dir=str(folder / "checkpoint"),
-            num_train_epochs=4,
+            num_train_epochs=3,
             max_steps=max_steps,
             early_stopping_patience=0,  # the best of the few epochs is kept
             per_device_train_batch_size=16,
