@@ -75,9 +75,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m screformer.benchmarks.donors",
         description="Hold each packaged donor out once. Takes four quickstarts.",
-        epilog="example: python -m screformer.benchmarks.donors --work build/donors --output benchmarks/results",
+        epilog="example: python -m screformer.benchmarks.donors --work runs/donors --output benchmarks/results",
     )
-    parser.add_argument("--work", default="build/donors", help="Folder for the four runs (default: %(default)s).")
+    parser.add_argument("--work", default="runs/donors", help="Folder for the four runs (default: %(default)s).")
     parser.add_argument("--output", default="benchmarks/results", help="Folder for the results (default: %(default)s).")
     arguments = parser.parse_args(argv)
     try:
