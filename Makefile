@@ -8,6 +8,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # For example: make test PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
+# Threads that wait asleep instead of spinning: on a busy machine spinning threads halve the speed and more.
+export OMP_WAIT_POLICY ?= PASSIVE
 PIP := $(VENV)/bin/pip --disable-pip-version-check install --quiet --constraint constraints.txt $(PIP_ARGS)
 SOURCES := $(shell find modeling_screformer tokenization train annotation benchmarks model_cards -type f -not -name '*.pyc')
 
