@@ -45,7 +45,7 @@ from screformer.train.splits import Split
 
 logger = logging.getLogger(__name__)
 
-TEST_DONOR = "human4"  # the last of the four; named before any result was seen
+TEST_DONOR = "human4"  # the last of the four
 SEED = 2022
 STAGES_FILE = "stages.json"
 # Halves of a cell's genes, another one at each step: an augmentation that also halves the time.
@@ -88,8 +88,8 @@ def quickstart(
 ) -> QuickstartResult:
     """Run every step on the packaged pancreas cells and return where the results are.
 
-    Three donors are for learning, the fourth for the test; its cells are neither pretrained on nor used to choose
-    anything. Stages that an earlier run has finished in `output` are not repeated; one that was interrupted goes on.
+    Three donors are for learning, the fourth for the test; in a run its cells are neither trained on nor used to select
+    the model. Stages that an earlier run has finished in `output` are not repeated; one that was interrupted goes on.
 
     Parameters
     ----------
