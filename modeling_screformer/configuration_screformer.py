@@ -1,6 +1,5 @@
 """Validated configuration of scReformer-BERT, with the presets of the paper."""
 
-import math
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -65,6 +64,8 @@ class ScReformerConfig(PreTrainedConfig):
         Tokens a chunk of LSH attention. A cell no longer than this gets exact attention.
     num_hashes
         Rounds of hashing; more are nearer to exact attention and slower.
+    hashing
+        ``"sign"`` (random hyperplanes, the faster) or ``"cross_polytope"`` (the Reformer paper's).
     hash_seed
         Seed of the hash rotations. They are stored in the checkpoint, so that hashing is part of the model.
     attention
@@ -105,6 +106,7 @@ class ScReformerConfig(PreTrainedConfig):
     intermediate_size: int = 800
     bucket_size: int = 64
     num_hashes: int = 4
+    hashing: Literal["sign", "cross_polytope"] = "sign"
     hash_seed: int = 2022
     attention: Literal["lsh", "exact"] = "lsh"
     gene_space: Literal["full", "expressed"] = "full"
@@ -150,8 +152,10 @@ class ScReformerConfig(PreTrainedConfig):
 
     @property
     def max_hash_columns(self) -> int:
-        """Random directions a hash round needs for a cell with every gene: two buckets each, one bucket a chunk."""
-        return max(1, math.ceil(math.ceil(self.num_genes / self.bucket_size) / 2))
+        """Random directions a hash round needs for a cell with every gene."""
+        from .lsh_hashing import num_hash_columns  # here, so that a configuration alone does not load torch
+
+        return num_hash_columns(self.num_genes, self.bucket_size, self.hashing)
 
     def validate_architecture(self) -> None:
         """Raise ValueError where sizes do not fit together."""

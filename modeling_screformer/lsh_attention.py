@@ -1,7 +1,8 @@
 """LSH attention (Kitaev et al. 2020, section 2) with shared query-key: hash, sort, chunk, attend, combine.
 
-Shape letters: B cells, H heads, R hash rounds, L tokens, D head width, C hash columns (half the buckets), N chunks,
-K bucket size (tokens a chunk).
+Hashing is lsh_hashing.py, the fast form of the rest lsh_attention_blocked.py; here are the public function, the plain
+form and exact attention. Shape letters: B cells, H heads, R hash rounds, L tokens, D head width, C hash columns,
+N chunks, K bucket size (tokens a chunk).
 
 Differences from the Reformer reference (trax, reformer-pytorch, transformers), each for a reason:
 
@@ -20,8 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Implementation = Literal["auto", "reference", "exact"]
-IMPLEMENTATIONS = ("auto", "reference", "exact")
+from .lsh_attention_blocked import blocked_attention
+from .lsh_hashing import Hashing, draw_rotations, lsh_order
+
+__all__ = ["draw_rotations", "exact_attention", "lsh_attention", "lsh_order"]
+
+Implementation = Literal["auto", "reference", "blocked", "exact"]
+IMPLEMENTATIONS = ("auto", "reference", "blocked", "exact")
 
 # A token's score with itself: far below any other, above masked ones, and within half precision.
 SELF_SCORE = -5e4
@@ -44,6 +50,7 @@ def lsh_attention(
     bucket_size: int,
     attention_mask: Tensor | None = None,
     implementation: Implementation = "auto",
+    hashing: Hashing = "cross_polytope",
     order: Tensor | None = None,
 ) -> Tensor:
     """Return softmax attention of every token over the tokens that hash near it, (B, H, L, D).
@@ -57,15 +64,18 @@ def lsh_attention(
     query_key, value
         Floating point, (B, H, L, D).
     rotations
-        Random directions, (R, D, C): R hash rounds, up to 2 C buckets. A cell uses the first columns: as many buckets
-        as it has chunks.
+        Random directions, (R, D, C): R hash rounds. A cell uses as many of the first columns as its length asks for
+        (:func:`~screformer.lsh_hashing.num_hash_columns`).
     bucket_size
         Tokens a chunk, at least 2. Cells no longer than this get exact attention.
     attention_mask
         (B, L), 1 or True for tokens, 0 for padding; padded rows of the result are zero.
     implementation
-        ``"reference"``: plain PyTorch, differentiable; ``"exact"``: full attention with the same rule, ignoring
-        ``rotations``; ``"auto"``: the fastest LSH available here.
+        ``"reference"``: a few lines of plain PyTorch, which hold every score; ``"blocked"``: the same numbers, a few
+        tiles at a time; ``"exact"``: full attention with the same rule, ignoring ``rotations``; ``"auto"``: the fastest
+        LSH available here.
+    hashing
+        ``"cross_polytope"``, the Reformer's, or ``"sign"``; see :func:`lsh_order`.
     order
         The result of :func:`lsh_order` for the same input, to use instead of hashing again.
 
@@ -78,11 +88,15 @@ def lsh_attention(
     """
     _check_inputs(query_key, value, rotations, bucket_size, attention_mask, implementation)
     mask = None if attention_mask is None else attention_mask.to(torch.bool)
+    if mask is not None and implementation in ("reference", "exact"):  # whatever padding holds, NaN included
+        query_key, value = (each.masked_fill(~mask[:, None, :, None], 0.0) for each in (query_key, value))
     if implementation == "exact":
         output = _exact_attention(query_key, value, mask)
     else:
         if order is None:
-            order = lsh_order(query_key, rotations, bucket_size=bucket_size, attention_mask=mask)
+            order = lsh_order(query_key, rotations, bucket_size=bucket_size, attention_mask=mask, hashing=hashing)
+        if implementation != "reference":
+            return blocked_attention(query_key, value, order, bucket_size=bucket_size, attention_mask=mask)
         output = _reference_attention(query_key, value, order, bucket_size, mask)
     return output if mask is None else output * mask[:, None, :, None].to(output.dtype)
 
@@ -93,57 +107,6 @@ def exact_attention(query_key: Tensor, value: Tensor, *, attention_mask: Tensor 
     return lsh_attention(
         query_key, value, rotations, bucket_size=2, attention_mask=attention_mask, implementation="exact"
     )
-
-
-@torch.no_grad()
-def lsh_order(
-    query_key: Tensor, rotations: Tensor, *, bucket_size: int, attention_mask: Tensor | None = None
-) -> Tensor:
-    """Return each round's token order after sorting by bucket, (B, H, R, L) int32; padding is last.
-
-    Within a bucket tokens keep their order. Hashing (Andoni et al. 2015): the bucket is the nearest of the random
-    directions and their opposites.
-    """
-    mask = None if attention_mask is None else attention_mask.to(torch.bool)
-    columns_B = _columns_of_cells(query_key, rotations, bucket_size, mask)
-    rounds = []
-    for rotation_DC in rotations.to(query_key.dtype):
-        buckets_BHL = _hash(query_key, rotation_DC, columns_B)
-        if mask is not None:
-            buckets_BHL = buckets_BHL.masked_fill(~mask[:, None, :], 2 * rotation_DC.shape[-1])
-        rounds.append(torch.sort(buckets_BHL, dim=-1, stable=True).indices.to(torch.int32))
-    return torch.stack(rounds, dim=2)
-
-
-def draw_rotations(num_hashes: int, head_dim: int, num_columns: int, *, seed: int) -> Tensor:
-    """Return Gaussian hash directions (R, D, C), float32, from a private generator seeded with ``seed``.
-
-    The numbers are the same on every machine; they are on torch's default device, as new weights are.
-    """
-    generator = torch.Generator(device="cpu").manual_seed(seed)
-    rotations = torch.randn(num_hashes, head_dim, num_columns, generator=generator, device="cpu")
-    return rotations.to(torch.get_default_device())
-
-
-def _columns_of_cells(query_key: Tensor, rotations: Tensor, bucket_size: int, mask: Tensor | None) -> Tensor:
-    """Return how many hash columns each cell uses, (B,): as many buckets as chunks, in pairs."""
-    batch, _, length, _ = query_key.shape
-    every = torch.full((batch,), length, device=query_key.device)
-    lengths = every if mask is None else mask.sum(dim=-1)
-    chunks = (lengths + bucket_size - 1) // bucket_size
-    return ((chunks + 1) // 2).clamp(1, rotations.shape[-1])
-
-
-def _hash(query_key: Tensor, rotation_DC: Tensor, columns_B: Tensor) -> Tensor:
-    """Return bucket ids (B, H, L): column c or, for the opposite direction, C + c."""
-    most = int(columns_B.max())
-    projected = query_key @ rotation_DC[:, :most]
-    if int(columns_B.min()) < most:
-        unused_BC = torch.arange(most, device=query_key.device) >= columns_B[:, None]
-        # A direction at zero never wins against a used one: |projection| of one of those is positive.
-        projected = projected.masked_fill(unused_BC[:, None, None, :], 0.0)
-    highest, lowest = projected.max(dim=-1), projected.min(dim=-1)
-    return torch.where(highest.values >= -lowest.values, highest.indices, lowest.indices + most)
 
 
 def _reference_attention(
@@ -166,7 +129,7 @@ def _attend_round(
     batch, heads, length, width = query_key.shape
     index = order.unsqueeze(-1).expand(-1, -1, -1, width)
     query = _to_chunks(query_key.gather(2, index), bucket_size)
-    key = _look_one_back(F.normalize(query, dim=-1))
+    key = _look_one_back(_unit(query))
     chunked_value = _look_one_back(_to_chunks(value.gather(2, index), bucket_size))
 
     scores = (query / math.sqrt(width)) @ key.transpose(-1, -2)
@@ -214,7 +177,7 @@ def _look_one_back(chunks: Tensor) -> Tensor:
 def _exact_attention(query_key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Full attention by PyTorch's memory-efficient kernel, a block of queries at a time."""
     length = query_key.shape[2]
-    key = F.normalize(query_key, dim=-1)
+    key = _unit(query_key)
     positions = torch.arange(length, device=query_key.device)
     blocks = []
     for start in range(0, length, EXACT_QUERY_BLOCK):
@@ -225,6 +188,11 @@ def _exact_attention(query_key: Tensor, value: Tensor, mask: Tensor | None) -> T
             bias = bias.masked_fill(~mask[:, None, None, :], torch.finfo(bias.dtype).min)
         blocks.append(F.scaled_dot_product_attention(query_key[:, :, start:stop], key, value, attn_mask=bias))
     return torch.cat(blocks, dim=2)
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """Scale to unit length; zeros stay zeros, in half precision too, where 1e-12 is none."""
+    return F.normalize(vectors, dim=-1, eps=max(1e-12, torch.finfo(vectors.dtype).tiny))
 
 
 def _check_inputs(

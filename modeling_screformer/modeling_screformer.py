@@ -71,7 +71,7 @@ class ScReformerAttention(nn.Module):
     def __init__(self, config: ScReformerConfig, layer_index: int) -> None:
         super().__init__()
         self.num_heads, self.bucket_size = config.num_attention_heads, config.bucket_size
-        self.is_exact = config.attention == "exact"
+        self.is_exact, self.hashing = config.attention == "exact", config.hashing
         self.rotation_shape = (config.num_hashes, config.head_dim, config.max_hash_columns)
         self.rotation_seed = config.hash_seed + layer_index
         self.query_key = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
@@ -95,7 +95,11 @@ class ScReformerAttention(nn.Module):
         else:
             if order is None:
                 order = lsh_order(
-                    query_key, self.rotations, bucket_size=self.bucket_size, attention_mask=attention_mask
+                    query_key,
+                    self.rotations,
+                    bucket_size=self.bucket_size,
+                    attention_mask=attention_mask,
+                    hashing=self.hashing,
                 )
             attended = lsh_attention(
                 query_key,
@@ -273,9 +277,9 @@ class ScReformerModel(ScReformerPreTrainedModel):
         bins = self.embeddings.bin_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         if order is not None:
             bins, gene_ids = _reorder(bins, order), gene_ids.gather(1, order)  # type: ignore[union-attr]
-        mask = None
-        if attention_mask is not None and not bool(attention_mask.all()):
-            mask = attention_mask.bool() if order is None else attention_mask.bool().gather(1, order)
+        mask = None if attention_mask is None else attention_mask.bool()
+        if mask is not None and order is not None:
+            mask = mask.gather(1, order)
         embedded = self.embeddings(bins, gene_ids).expand(*shape, -1)
 
         if output_hidden_states is None:
@@ -324,26 +328,9 @@ class ScReformerModel(ScReformerPreTrainedModel):
                 "genes in vocabulary order. Pass the gene_ids that the tokenizer returned."
             )
             raise ValueError(msg)
-        if (
-            gene_ids is not None
-            and gene_ids.numel()
-            and not 0 <= int(gene_ids.min()) <= int(gene_ids.max()) < num_genes
-        ):
-            msg = (
-                f"gene_ids got {int(gene_ids.min())} to {int(gene_ids.max())}; this model knows 0 to {num_genes - 1}. "
-                "Use the tokenizer that was saved with the model."
-            )
-            raise ValueError(msg)
-        if (
-            input_ids is not None
-            and input_ids.numel()
-            and not (0 <= int(input_ids.min()) <= int(input_ids.max()) < self.config.vocab_size)
-        ):
-            msg = (
-                f"input_ids got {int(input_ids.min())} to {int(input_ids.max())}; this model knows 0 to "
-                f"{self.config.vocab_size - 1}. Use the tokenizer that was saved with the model (not raw counts)."
-            )
-            raise ValueError(msg)
+        remedy = "Use the tokenizer that was saved with the model"
+        _check_range("gene_ids", gene_ids, num_genes, f"{remedy}.")
+        _check_range("input_ids", input_ids, self.config.vocab_size, f"{remedy} (not raw counts).")
         return torch.Size(shape)
 
     def _vocabulary_order(self, gene_ids: Tensor | None, attention_mask: Tensor | None) -> Tensor | None:
@@ -351,9 +338,18 @@ class ScReformerModel(ScReformerPreTrainedModel):
         if gene_ids is None:
             return None
         key = gene_ids if attention_mask is None else gene_ids.masked_fill(attention_mask == 0, self.config.num_genes)
-        if bool((key[:, 1:] >= key[:, :-1]).all()):
+        if not torch.compiler.is_compiling() and bool((key[:, 1:] >= key[:, :-1]).all()):
             return None
         return key.argsort(dim=1, stable=True)
+
+
+def _check_range(name: str, ids: Tensor | None, size: int, remedy: str) -> None:
+    """Raise ValueError for ids outside 0 to ``size`` - 1; within ``torch.compile`` numbers are not looked at."""
+    if ids is None or ids.numel() == 0 or torch.compiler.is_compiling():
+        return
+    lowest, highest = int(ids.min()), int(ids.max())
+    if lowest < 0 or highest >= size:
+        raise ValueError(f"{name} got {lowest} to {highest}; this model knows 0 to {size - 1}. {remedy}")
 
 
 def _mean(streams: Streams) -> Tensor:

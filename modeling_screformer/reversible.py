@@ -7,15 +7,19 @@ layer's inputs and hands them to the layer below.
 What is chosen in the forward pass is replayed in the backward pass, not chosen again: dropout (the random state) and
 LSH buckets (the token order). Otherwise rounding in the rebuilt inputs could move a token to another bucket and the
 gradient would be that of another function.
+
+Both branches run over blocks of a batch (see token_blocks.py), in the forward pass and in the backward pass alike.
 """
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from .token_blocks import BlockPlan, TokenBlock, plan_blocks
 
 
 class Streams(NamedTuple):
@@ -55,39 +59,64 @@ class ReversibleSequence(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
+    @torch.compiler.disable
     def forward(
         self, hidden_states: Tensor, attention_mask: Tensor | None = None, *, reversible: bool = True
     ) -> Streams:
         """Return both streams after the last layer; they start as two copies of ``hidden_states`` (B, L, hidden).
 
-        With ``reversible=False`` plain autograd stores every activation: the same numbers, more memory.
+        With ``reversible=False`` plain autograd stores every activation: the same numbers, more memory. Padding keeps
+        its input, or whatever else costs nothing. ``torch.compile`` of a model around it breaks its graph here, once.
         """
         streams = Streams(hidden_states, hidden_states)
         if not (reversible and torch.is_grad_enabled()):
-            for layer in self.layers:
-                streams = _plain(layer, streams, attention_mask)
+            for streams in self.iterate(hidden_states, attention_mask):  # noqa: B007 - the last ones
+                pass
             return streams
-        tape = _Tape()
+        tape, plan = _Tape(), plan_blocks(hidden_states, attention_mask)
         for depth, layer in enumerate(self.layers):
             is_last = depth == len(self.layers) - 1
             parameters = [parameter for parameter in layer.parameters() if parameter.requires_grad]
-            streams = Streams(
-                *_ReversibleLayerFunction.apply(layer, tape, is_last, attention_mask, *streams, *parameters)
-            )
+            call = _Call(layer, tape, is_last, plan)
+            streams = Streams(*_ReversibleLayerFunction.apply(call, *streams, *parameters))
         return streams
 
-    def iterate(self, hidden_states: Tensor, attention_mask: Tensor | None = None) -> Iterable[Streams]:
+    def iterate(self, hidden_states: Tensor, attention_mask: Tensor | None = None) -> Iterator[Streams]:
         """Yield both streams after each layer, by plain autograd."""
-        streams = Streams(hidden_states, hidden_states)
+        plan, streams = plan_blocks(hidden_states, attention_mask), Streams(hidden_states, hidden_states)
         for layer in self.layers:
-            streams = _plain(layer, streams, attention_mask)
+            orders: list[Tensor | None] = [None] * len(plan.attention)
+            first = _add_branch(streams.first, streams.second, _attend_blocks(layer, plan, orders))
+            streams = Streams(first, _add_branch(streams.second, first, _feed_blocks(layer, plan)))
             yield streams
 
 
-def _plain(layer: Any, streams: Streams, attention_mask: Tensor | None) -> Streams:
-    """Run a layer by plain autograd."""
-    first = streams.first + layer.attend(streams.second, attention_mask, None)[0]
-    return Streams(first, streams.second + layer.feed(first))
+BlockBranch = tuple[TokenBlock, Callable[[Tensor], Tensor]]
+
+
+def _attend_blocks(layer: Any, plan: BlockPlan, orders: list[Tensor | None]) -> Iterator[BlockBranch]:
+    """Yield each block with the attention branch for it; ``orders`` gives or takes each block's token order."""
+    for index, block in enumerate(plan.attention):
+
+        def attend(hidden_states: Tensor, index: int = index) -> Tensor:
+            attended, orders[index] = layer.attend(hidden_states, plan.masks[index], orders[index])
+            return attended
+
+        yield block, attend
+
+
+def _feed_blocks(layer: Any, plan: BlockPlan) -> Iterator[BlockBranch]:
+    """Yield each block with the feed-forward branch for it."""
+    for block in plan.feed_forward:
+        yield block, layer.feed
+
+
+def _add_branch(stream: Tensor, source: Tensor, branches: Iterable[BlockBranch]) -> Tensor:
+    """Return ``stream`` plus what a branch makes of ``source``."""
+    result = stream.clone()
+    for block, branch in branches:
+        block.of(result).add_(branch(block.of(source)))
+    return result
 
 
 class _Tape:
@@ -135,8 +164,13 @@ def _draws_random_numbers(module: nn.Module) -> bool:
     return any(isinstance(child, nn.Dropout) and child.training and child.p > 0 for child in module.modules())
 
 
-def _autocast_like(device_type: str, enabled: bool, dtype: torch.dtype) -> AbstractContextManager[Any]:
-    return torch.autocast(device_type, dtype=dtype, enabled=True) if enabled else nullcontext()
+class _Call(NamedTuple):
+    """What a layer's forward pass is called with, besides tensors that have gradients."""
+
+    layer: Any
+    tape: _Tape
+    is_last: bool
+    plan: BlockPlan
 
 
 class _ReversibleLayerFunction(torch.autograd.Function):
@@ -149,75 +183,101 @@ class _ReversibleLayerFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,  # autograd's context has no public type
-        layer: Any,
-        tape: _Tape,
-        is_last: bool,
-        attention_mask: Tensor | None,
+        call: _Call,
         first: Tensor,
         second: Tensor,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        device = first.device
-        ctx.layer, ctx.tape, ctx.is_last, ctx.attention_mask = layer, tape, is_last, attention_mask
-        ctx.parameters = parameters
+        device, layer = first.device, call.layer
+        ctx.call, ctx.parameters = call, parameters
         ctx.autocast = (device.type, torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type))
         ctx.random_before_attend = ctx.random_before_feed = None
         is_random = _draws_random_numbers(layer)
         if is_random:
             ctx.random_before_attend = _RandomState.capture(device)
-        attended, ctx.order = layer.attend(second, attention_mask, None)
-        new_first = first + attended
+        orders: list[Tensor | None] = [None] * len(call.plan.attention)
+        new_first = _add_branch(first, second, _attend_blocks(layer, call.plan, orders))
+        ctx.orders = [_smaller(order) for order in orders]
         if is_random:
             ctx.random_before_feed = _RandomState.capture(device)
-        new_second = second + layer.feed(new_first)
-        if is_last:
+        new_second = _add_branch(second, new_first, _feed_blocks(layer, call.plan))
+        if call.is_last:
             ctx.save_for_backward(new_first, new_second)
         return new_first, new_second
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_first: Tensor, grad_second: Tensor) -> tuple[Tensor | None, ...]:
-        layer, parameters = ctx.layer, ctx.parameters
-        first, second = Streams(*ctx.saved_tensors) if ctx.is_last else ctx.tape.take()
+        call, gradients = ctx.call, _ParameterGradients(ctx.parameters)
+        if call.is_last:  # these belong to the user; those of the layers below are our own, and are overwritten
+            first, second = (tensor.clone() for tensor in ctx.saved_tensors)
+            grad_first, grad_second = grad_first.clone(), grad_second.clone()
+        else:
+            first, second = call.tape.take()
 
-        fed, from_first, from_feed = _branch_gradients(
-            ctx, layer.feed, first, parameters, grad_second, ctx.random_before_feed
-        )
-        second = second - fed
-        grad_first = grad_first + from_first
+        branches = _feed_blocks(call.layer, call.plan)
+        with _replay(ctx, ctx.random_before_feed, first.device):
+            _undo_branch(second, first, grad_second, grad_first, branches, gradients)
+        orders = list(ctx.orders)
+        branches = _attend_blocks(call.layer, call.plan, orders)
+        with _replay(ctx, ctx.random_before_attend, first.device):
+            _undo_branch(first, second, grad_first, grad_second, branches, gradients)
 
-        def attend(hidden_states: Tensor) -> Tensor:
-            return layer.attend(hidden_states, ctx.attention_mask, ctx.order)[0]
-
-        attended, from_second, from_attend = _branch_gradients(
-            ctx, attend, second, parameters, grad_first, ctx.random_before_attend
-        )
-        first = first - attended
-        grad_second = grad_second + from_second
-
-        ctx.tape.streams = Streams(first, second)
-        parameter_gradients = (_add(*pair) for pair in zip(from_feed, from_attend, strict=True))
-        return None, None, None, None, grad_first, grad_second, *parameter_gradients
+        call.tape.streams = Streams(first, second)
+        return None, grad_first, grad_second, *gradients.sums
 
 
-def _branch_gradients(
-    ctx: Any,
-    branch: Callable[[Tensor], Tensor],
-    hidden_states: Tensor,
-    parameters: tuple[Tensor, ...],
-    grad_output: Tensor,
-    random_state: _RandomState | None,
-) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
-    """Run a branch again; return its output and the gradients of its input and of the layer's parameters."""
-    leaf = hidden_states.detach().requires_grad_()
-    replay = nullcontext() if random_state is None else random_state.replay(leaf.device)
-    with torch.enable_grad(), replay, _autocast_like(*ctx.autocast):
+class _ParameterGradients:
+    """Sums of the gradients of a layer's parameters over blocks."""
+
+    def __init__(self, parameters: tuple[Tensor, ...]) -> None:
+        self.parameters = parameters
+        self.sums: list[Tensor | None] = [None] * len(parameters)
+
+    def add(self, gradients: Iterable[Tensor | None]) -> None:
+        for index, gradient in enumerate(gradients):
+            known = self.sums[index]
+            if known is None:
+                self.sums[index] = gradient
+            elif gradient is not None:
+                known.add_(gradient)
+
+
+def _undo_branch(
+    stream: Tensor,
+    source: Tensor,
+    grad_stream: Tensor,
+    grad_source: Tensor,
+    branches: Iterable[BlockBranch],
+    gradients: _ParameterGradients,
+) -> None:
+    """Undo ``stream += branch(source)`` in place, and add what flows back through the branch to ``grad_source``."""
+    for block, branch in branches:
+        leaf = block.of(source).detach().requires_grad_()
         output = branch(leaf)
-    gradients = torch.autograd.grad(output, (leaf, *parameters), grad_output.to(output.dtype), allow_unused=True)
-    return output.detach(), gradients[0], gradients[1:]
+        grad_output = block.of(grad_stream).to(output.dtype)
+        grad_leaf, *of_parameters = torch.autograd.grad(
+            output, (leaf, *gradients.parameters), grad_output, allow_unused=True
+        )
+        gradients.add(of_parameters)
+        with torch.no_grad():
+            block.of(stream).sub_(output)
+            block.of(grad_source).add_(grad_leaf)
 
 
-def _add(left: Tensor | None, right: Tensor | None) -> Tensor | None:
-    if left is None or right is None:
-        return right if left is None else left
-    return left + right
+def _replay(ctx: Any, random_state: _RandomState | None, device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context for running a branch again as it ran in the forward pass, with a graph."""
+    stack = ExitStack()
+    stack.enter_context(torch.enable_grad())
+    if random_state is not None:
+        stack.enter_context(random_state.replay(device))
+    device_type, is_autocast, dtype = ctx.autocast
+    if is_autocast:  # without its cache: weights cast in the forward pass have no graph
+        stack.enter_context(torch.autocast(device_type, dtype=dtype, cache_enabled=False))
+    return stack
+
+
+def _smaller(order: Tensor | None) -> Tensor | None:
+    """Keep token positions in 16 bits where they fit: this is what a layer's depth costs."""
+    fits = order is not None and order.shape[-1] <= torch.iinfo(torch.int16).max
+    return order.to(torch.int16) if fits and order is not None else order

@@ -56,7 +56,7 @@ def twins(tiny_config, *, attention="lsh", rounds=1):
     torch.manual_seed(0)
     config = tiny_config(
         hidden_size=WIDTH, num_attention_heads=HEADS, bucket_size=BUCKET, num_hashes=rounds, num_genes=LENGTH,
-        attention=attention, intermediate_size=4 * WIDTH,
+        attention=attention, intermediate_size=4 * WIDTH, hashing="cross_polytope",
     )  # fmt: skip
     ours = ReversibleSequence(ScReformerLayer(config, index) for index in range(DEPTH)).eval()
     theirs = reformer_pytorch.Reformer(

@@ -40,9 +40,10 @@ def test_special_ids_follow_the_bins():
     assert (config.pad_token_id, config.mask_token_id, config.vocab_size) == (16, 17, 18)
 
 
-def test_a_full_cell_has_a_bucket_for_every_chunk():
-    config = ScReformerConfig()
-    assert 2 * config.max_hash_columns * config.bucket_size >= config.num_genes
+@pytest.mark.parametrize(("hashing", "buckets"), [("sign", lambda c: 2**c), ("cross_polytope", lambda c: 2 * c)])
+def test_a_full_cell_has_a_bucket_for_every_chunk(hashing, buckets):
+    config = ScReformerConfig(hashing=hashing)
+    assert buckets(config.max_hash_columns) * config.bucket_size >= config.num_genes
 
 
 @pytest.mark.parametrize(

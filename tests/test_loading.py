@@ -58,8 +58,11 @@ SAVED_CLASSES = {
 MODEL_FILES = {
     "configuration_screformer.py",
     "lsh_attention.py",
+    "lsh_attention_blocked.py",
+    "lsh_hashing.py",
     "modeling_screformer.py",
     "reversible.py",
+    "token_blocks.py",
 }
 TOKENIZER_FILES = {"expression_bins.py", "gene_vocabulary.py", "tokenization_screformer.py"}
 THIRD_PARTY = {"numpy", "torch", "transformers", "huggingface_hub", "tokenizers"}

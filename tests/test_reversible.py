@@ -1,7 +1,11 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
-from screformer import ScReformerForCellClassification, ScReformerModel
+from screformer import ScReformerForCellClassification, ScReformerModel, token_blocks
 from screformer.modeling_screformer import ScReformerLayer
 from screformer.reversible import ReversibleSequence
 
@@ -129,6 +133,88 @@ def test_every_parameter_accumulates_once(tiny_config, random_cells):
     assert set(counts.values()) == {1}
 
 
+@pytest.fixture
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(token_blocks, "CPU_ATTENTION_TOKENS", 13)
+    monkeypatch.setattr(token_blocks, "CPU_FEED_FORWARD_TOKENS", 5)
+
+
+@pytest.mark.parametrize("reversible", [True, False])
+def test_blocks_change_neither_output_nor_gradient(tiny_config, hidden_states, mask, reversible, monkeypatch):
+    module, keep = sequence(tiny_config), mask[..., None].double()
+
+    def run():
+        leaf = hidden_states.clone().requires_grad_()
+        first, second = module(leaf, mask, reversible=reversible)
+        # Padding's own output depends on the blocks: nothing that a model returns looks at it.
+        loss = (first * keep).square().sum() + (second * keep).square().sum()
+        return first[mask], *torch.autograd.grad(loss, [leaf, *module.parameters()])
+
+    whole = run()
+    monkeypatch.setattr(token_blocks, "CPU_ATTENTION_TOKENS", 13)
+    monkeypatch.setattr(token_blocks, "CPU_FEED_FORWARD_TOKENS", 5)
+    for ours, theirs in zip(run(), whole, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=1e-10)
+
+
+def test_dropout_is_replayed_block_by_block(tiny_config, hidden_states, mask, small_blocks):
+    module = sequence(tiny_config, dropout=0.3).train()
+    output, reversible = gradients(module, hidden_states, mask, reversible=True)
+    plain_output, plain = gradients(module, hidden_states, mask, reversible=False)
+    torch.testing.assert_close(output, plain_output, atol=0, rtol=0)
+    for ours, theirs in zip(reversible, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=1e-10)
+
+
+def test_short_cells_do_not_pay_for_long_ones(tiny_config, small_blocks):
+    def tokens_fed(lengths):
+        module, fed = sequence(tiny_config, layers=1), []
+        module.layers[0].feed_forward.register_forward_hook(lambda _, inputs, __: fed.append(inputs[0].shape[:2]))
+        mask = torch.arange(13) < torch.tensor(lengths)[:, None]
+        with torch.no_grad():
+            module(torch.zeros(len(lengths), 13, 8, dtype=torch.float64), mask)
+        return sum(cells * tokens for cells, tokens in fed)
+
+    assert tokens_fed([13, 2, 2, 2]) == 13 + 3 * 2
+    assert tokens_fed([13, 13, 13, 13]) == 4 * 13
+
+
+def test_the_gradient_and_the_users_tensors_are_left_alone(tiny_config, hidden_states):
+    module = sequence(tiny_config)
+    first, second = module(hidden_states.requires_grad_())
+    outputs, grads = (first.clone(), second.clone()), (torch.ones_like(first), torch.ones_like(second))
+    torch.autograd.backward((first, second), grads)
+    assert torch.equal(first, outputs[0])
+    assert torch.equal(second, outputs[1])
+    assert all(torch.equal(grad, torch.ones_like(grad)) for grad in grads)
+
+
+def test_backward_inside_autocast_still_reaches_the_weights(tiny_config, random_cells):
+    # Weights that were cast in the forward pass, which has no graph, must not be taken from autocast's cache.
+    torch.manual_seed(0)
+    model = ScReformerModel(tiny_config(hidden_dropout_prob=0.0)).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(random_cells(2)).cell_embedding.sum().backward()
+    weights = [layer.feed_forward[0].weight for layer in model.encoder.layers]
+    weights += [layer.attention.value.weight for layer in model.encoder.layers]
+    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in weights)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, about its compiler
+def test_compiling_the_model_breaks_the_graph_at_the_encoder_only(tiny_config, random_cells):
+    model = ScReformerForCellClassification(tiny_config(hidden_dropout_prob=0.0)).eval()
+    cells, labels = random_cells(2), torch.tensor([0, 2])
+    plain = model(cells, labels=labels)
+    explained = torch._dynamo.explain(model)(cells, labels=labels)
+    (reason,) = explained.break_reasons
+    assert "ReversibleSequence.forward" in reason.reason
+    assert explained.graph_count == 3  # embeddings, end of the encoder, head
+    compiled = torch.compile(model, backend="aot_eager")(cells, labels=labels)
+    torch.testing.assert_close(compiled.logits, plain.logits)
+    compiled.loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
 def test_autocast_is_the_same_in_both_passes(tiny_config, random_cells):
     torch.manual_seed(0)
     model = ScReformerModel(tiny_config(hidden_dropout_prob=0.0)).train()
@@ -145,3 +231,49 @@ def test_autocast_is_the_same_in_both_passes(tiny_config, random_cells):
     assert plain.abs().max() > 0
     # Streams are rebuilt in float32 from bfloat16 branches: twice the rounding of one branch.
     torch.testing.assert_close(ours, plain, atol=2**-7 * plain.abs().max().item(), rtol=0)
+
+
+DISTRIBUTED_STEP = """
+import sys
+import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+from screformer import ScReformerConfig, ScReformerForCellClassification
+
+rank, folder = int(sys.argv[1]), sys.argv[2]
+store = distributed.FileStore(f"{folder}/store", 2)
+distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+torch.manual_seed(0)
+config = ScReformerConfig.preset("tiny", num_genes=100, num_labels=3, bucket_size=8, hidden_dropout_prob=0.0,
+                                 classifier_dropout=0.0, classifier_hidden_sizes=[8, 8])
+model = ScReformerForCellClassification(config).train()
+cells = torch.randint(0, config.num_bins, (4, 100), generator=torch.Generator().manual_seed(1))
+labels = torch.tensor([0, 1, 2, 1])
+model(cells, labels=labels).loss.backward()
+expected = [parameter.grad.clone() for parameter in model.parameters()]
+model.zero_grad()
+parallel = DistributedDataParallel(model)
+own = slice(2 * rank, 2 * rank + 2)
+for _ in range(2):  # the second step fails if a parameter was not ready once, and once only, in the first
+    parallel.zero_grad()
+    parallel(cells[own], labels=labels[own]).loss.backward()
+for parameter, gradient in zip(model.parameters(), expected, strict=True):
+    torch.testing.assert_close(parameter.grad, gradient, atol=1e-5, rtol=1e-4)
+distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_have_the_gradient_of_the_whole_batch(tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", DISTRIBUTED_STEP, str(rank), str(tmp_path)],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
