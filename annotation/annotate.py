@@ -22,6 +22,7 @@ from screformer.annotation.annotated_copy import (
 from screformer.annotation.cell_source import CellSource, warn_of_empty_cells
 from screformer.annotation.trained_model import load_classifier
 from screformer.tokenization.count_matrix import open_count_matrix
+from screformer.train.batch_size import BatchSize
 from screformer.train.collator import GeneSpace
 from screformer.train.inference import BatchInference, softmax
 
@@ -91,7 +92,7 @@ def annotate_file(
     *,
     layer: str | None = None,
     gene_column: str | None = None,
-    batch_size: int = 32,
+    batch_size: BatchSize = 32,
     gene_space: GeneSpace | None = None,
     key: str = "screformer",
     overwrite: bool = False,
@@ -122,7 +123,7 @@ def annotate_file(
     layer, gene_column
         Where counts and gene names are; found by themselves when left out (see `open_count_matrix`).
     batch_size
-        Cells a forward pass.
+        Cells a forward pass; ``"auto"``: as many as fit into free memory.
     gene_space
         ``"full"`` or ``"expressed"`` instead of the checkpoint's.
     key

@@ -40,6 +40,8 @@ class CellSource:
         Cells of the file.
     gene_coverage
         Share of the counts that fall on genes of the vocabulary.
+    longest_cell
+        The most genes with counts in a cell, whether in the vocabulary or not.
 
     Raises
     ------
@@ -55,6 +57,7 @@ class CellSource:
         self._progress = progress
         self._mapping = matrix.map_genes(tokenizer.gene_vocabulary)
         tokenizer.check_gene_names(matrix.gene_names, self._mapping)
+        self.longest_cell = 1
         known, total = self._sum_counts()
         tokenizer.check_gene_coverage(known, total, self._mapping)
         self.gene_coverage = known / total if total else 0.0
@@ -72,11 +75,11 @@ class CellSource:
         Raises
         ------
         ValueError
-            The model gives NaN or infinity for a cell.
+            The model gives NaN or infinity for a cell; or the batch size is ``"auto"`` and not even one cell fits.
         """
-        first = 0
+        first, batch_size = 0, inference.choose_batch_size(self.longest_cell)
         with tqdm(total=self.num_cells, desc=task, unit="cell", disable=not self._progress) as bar:
-            for block in self._matrix.blocks(max(CELLS_PER_BLOCK, inference.batch_size)):
+            for block in self._matrix.blocks(max(CELLS_PER_BLOCK, batch_size)):
                 tokens = self._tokenizer.tokenize_counts(block, self._mapping, first_row=first)
                 has_genes = np.diff(tokens.indptr) > 0
                 outputs = np.full((len(has_genes), inference.width), np.nan, dtype=np.float32)
@@ -102,7 +105,7 @@ class CellSource:
         }
 
     def _sum_counts(self) -> tuple[float, float]:
-        """Check every value; return the counts on known genes and all counts."""
+        """Check every value, note the longest cell; return the counts on known genes and all counts."""
         known = total = 0.0
         with tqdm(total=self.num_cells, desc="check", unit="cell", disable=not self._progress) as bar:
             for block in self._matrix.blocks(CELLS_PER_BLOCK):
@@ -110,6 +113,7 @@ class CellSource:
                 check_raw_counts(counts.data, remedy=f"Found in {self._matrix.count_source}; name another layer.")
                 block_known, block_total = self._tokenizer.count_sums(counts, self._mapping)
                 known, total = known + block_known, total + block_total
+                self.longest_cell = max(self.longest_cell, int(np.diff(counts.indptr).max(initial=0)))
                 bar.update(counts.num_cells)
         return known, total
 

@@ -17,6 +17,7 @@ from screformer.annotation.annotated_copy import (
 from screformer.annotation.cell_source import CellSource, warn_of_empty_cells
 from screformer.annotation.trained_model import load_encoder
 from screformer.tokenization.count_matrix import open_count_matrix
+from screformer.train.batch_size import BatchSize
 from screformer.train.collator import GeneSpace
 from screformer.train.inference import BatchInference
 
@@ -72,7 +73,7 @@ def embed_file(
     *,
     layer: str | None = None,
     gene_column: str | None = None,
-    batch_size: int = 32,
+    batch_size: BatchSize = 32,
     gene_space: GeneSpace | None = None,
     key: str = "screformer",
     overwrite: bool = False,

@@ -24,6 +24,9 @@ app = typer.Typer(
     help="scReformer-BERT: from files of raw counts to cell types. Each command has --help with an example.",
 )
 
+benchmark = typer.Typer(no_args_is_help=True, help="Measure screformer beside its rivals; JSON, table and figure each.")
+app.add_typer(benchmark, name="benchmark")
+
 TRAINER_COMMAND = {
     "allow_extra_args": True,
     "ignore_unknown_options": True,
@@ -37,7 +40,9 @@ Layer = Annotated[str | None, typer.Option(help="Layer that holds the raw counts
 GeneColumn = Annotated[str | None, typer.Option(help="Column of var with Ensembl ids or symbols. Default: found.")]
 Model = Annotated[str, typer.Option(help="Checkpoint folder or Hub id.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Cells a forward pass; the results do not depend on it.")]
+BatchSize = Annotated[
+    str, typer.Option(help="Cells a forward pass, or auto: as many as fit into memory. The results stay the same.")
+]
 Space = Annotated[Literal["full", "expressed"] | None, typer.Option(help="Gene space instead of the checkpoint's own.")]
 Key = Annotated[str, typer.Option(help="Prefix of what is added to the file.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")]
@@ -162,7 +167,7 @@ def annotate(
     output: Output,
     layer: Layer = None,
     gene_column: GeneColumn = None,
-    batch_size: BatchSize = 32,
+    batch_size: BatchSize = "32",
     gene_space: Space = None,
     key: Key = "screformer",
     overwrite: Overwrite = False,
@@ -174,6 +179,7 @@ def annotate(
       screformer annotate cells.h5ad --model quickstart/checkpoint -o annotated.h5ad
     """
     from .annotation.annotate import annotate_file
+    from .train.batch_size import read_batch_size
 
     def add() -> None:
         summary = annotate_file(
@@ -182,7 +188,7 @@ def annotate(
             output,
             layer=layer,
             gene_column=gene_column,
-            batch_size=batch_size,
+            batch_size=read_batch_size(batch_size),
             gene_space=gene_space,
             key=key,
             overwrite=overwrite,
@@ -199,7 +205,7 @@ def embed(
     output: Output,
     layer: Layer = None,
     gene_column: GeneColumn = None,
-    batch_size: BatchSize = 32,
+    batch_size: BatchSize = "32",
     gene_space: Space = None,
     key: Key = "screformer",
     overwrite: Overwrite = False,
@@ -211,6 +217,7 @@ def embed(
       screformer embed cells.h5ad --model quickstart/pretrained -o embedded.h5ad
     """
     from .annotation.embed import embed_file
+    from .train.batch_size import read_batch_size
 
     def add() -> None:
         summary = embed_file(
@@ -219,7 +226,7 @@ def embed(
             output,
             layer=layer,
             gene_column=gene_column,
-            batch_size=batch_size,
+            batch_size=read_batch_size(batch_size),
             gene_space=gene_space,
             key=key,
             overwrite=overwrite,
@@ -227,6 +234,55 @@ def embed(
         _say(str(summary))
 
     _run(add)
+
+
+@benchmark.command("attention")
+def benchmark_attention(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path(
+        "benchmarks/results"
+    ),
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Checkpoint whose attention is compared. Default: base, fresh weights.")
+    ] = None,
+    only: Annotated[
+        Literal["defaults", "speed"] | None,
+        typer.Option(help="defaults: nearness to exact attention by setting; speed: ours beside other libraries."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Few settings and short cells: minutes, not an hour.")] = False,
+) -> None:
+    """How near LSH attention comes to exact attention on real cells, by rounds, bucket size and hash, and its speed.
+
+    \b
+    Example:
+      screformer benchmark attention --quick --output benchmark
+    """
+    fewer = ["--cells", "1", "--layers", "0", "--rounds", "1", "4", "--bucket-sizes", "64", "--repeats", "1"]
+    shorter = ["--target-length", "4096", "--lengths", "1024", "2048", "--batch-sizes", "1", "--repeats", "1"]
+    if only != "speed":
+        of_checkpoint = [] if checkpoint is None else ["--checkpoint", checkpoint]
+        _start(
+            "benchmarks.hashing", ["--output", str(output), *of_checkpoint, *([*fewer, "--no-memory"] if quick else [])]
+        )
+    if only != "defaults":
+        _start("benchmarks.attention", ["--output", str(output), *(shorter if quick else [])])
+
+
+@benchmark.command("encoder", context_settings=TRAINER_COMMAND, add_help_option=False)
+def benchmark_encoder(context: typer.Context) -> None:
+    """Time and memory of encoders by depth, length and batch. Example: screformer benchmark encoder --depths 1 6"""
+    _start("benchmarks.encoder", context.args)
+
+
+@benchmark.command("memory", context_settings=TRAINER_COMMAND, add_help_option=False)
+def benchmark_memory(context: typer.Context) -> None:
+    """Predicted memory beside what a step takes. Example: screformer benchmark memory --presets tiny"""
+    _start("benchmarks.memory", context.args)
+
+
+@benchmark.command("donors", context_settings=TRAINER_COMMAND, add_help_option=False)
+def benchmark_donors(context: typer.Context) -> None:
+    """Cell types of donors never seen. Example: screformer benchmark donors --output benchmarks/results"""
+    _start("benchmarks.donors", context.args)
 
 
 def main() -> None:
@@ -241,7 +297,11 @@ def main() -> None:
 
 def _hand_over(module: str, context: typer.Context) -> None:
     """Let a training module's own command line read the arguments."""
-    import_module(f".{module}", __package__).main(context.args)
+    _start(module, context.args)
+
+
+def _start(module: str, arguments: list[str]) -> None:
+    import_module(f".{module}", __package__).main(arguments)
 
 
 def _run(action: Callable[[], Result]) -> Result:

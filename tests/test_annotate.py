@@ -46,7 +46,7 @@ def save_checkpoint(tiny_config, folder, model_class=ScReformerForCellClassifica
         "label2id": {label: index for index, label in enumerate(LABELS)},
     }
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(2)  # one whose cells differ in their labels
         model = model_class(tiny_config(**{**defaults, **overrides}))
     if model_class is ScReformerForCellClassification:
         with torch.no_grad():  # so that cells get different labels

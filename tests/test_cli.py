@@ -25,6 +25,29 @@ def test_every_command_helps_with_an_example(command):
     assert "xample" in result.output
 
 
+@pytest.mark.parametrize("benchmark", ["attention", "encoder", "memory", "donors"])
+def test_every_benchmark_helps_with_an_example(benchmark):
+    result = run("benchmark", benchmark, "--help")
+    assert result.exit_code == 0, result.output
+    assert "xample" in result.output
+    assert benchmark in run("benchmark", "--help").output
+
+
+def test_the_attention_benchmark_measures_nearness_and_speed(tmp_path, monkeypatch):
+    from screformer.benchmarks import attention, hashing
+
+    calls = []
+    for module in (attention, hashing):
+        monkeypatch.setattr(module, "main", lambda arguments, name=module.NAME: calls.append((name, arguments)))
+    assert run("benchmark", "attention", "-o", tmp_path, "--checkpoint", "model", "--quick").exit_code == 0
+    assert [name for name, _ in calls] == ["hashing", "attention"]
+    assert calls[0][1][:4] == ["--output", str(tmp_path), "--checkpoint", "model"]
+    assert run("benchmark", "attention", "--only", "speed").exit_code == 0
+    assert run("benchmark", "attention", "--only", "defaults").exit_code == 0
+    assert [name for name, _ in calls[2:]] == ["attention", "hashing"]
+    assert calls[3][1] == ["--output", "benchmarks/results"]
+
+
 def test_version():
     assert run("--version").output.strip() == f"screformer {__version__}"
 

@@ -27,6 +27,7 @@ COMMON_TRAINING_ARGUMENTS = {
     "resume_from_checkpoint",
     "num_train_epochs",
     "max_steps",
+    "batch_size",
     "per_device_train_batch_size",
     "per_device_eval_batch_size",
     "gradient_accumulation_steps",
@@ -221,6 +222,13 @@ class ScReformerTrainingArguments(TrainingArguments):
     early_stopping_patience: int = field(
         default=5, metadata={"help": "Evaluations without improvement after which training stops; 0: never stop early."}
     )
+    batch_size: Literal["auto"] | None = field(
+        default=None,
+        metadata={
+            "help": "auto: the largest batches that fit into free memory and divide the cells of an optimizer step "
+            "(per_device_train_batch_size x gradient_accumulation_steps), whose number stays. Default: as given there."
+        },
+    )
     overwrite: bool = field(
         default=False,
         metadata={"help": "Start over: delete the checkpoints and results of an earlier run in output_dir."},
@@ -231,8 +239,13 @@ class ScReformerTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        """Pin memory only where there is a GPU to copy it to."""
+        """Pin memory only where there is a GPU to copy it to; raise ValueError for an unknown batch size."""
         super().__post_init__()
+        if self.batch_size not in (None, "auto"):
+            raise ValueError(
+                f"batch_size got {self.batch_size!r}; 'auto' is allowed. A number of cells is "
+                "per_device_train_batch_size"
+            )
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False
 

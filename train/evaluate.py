@@ -18,6 +18,7 @@ import torch
 from screformer.configuration_screformer import ScReformerConfig
 from screformer.modeling_screformer import ScReformerForCellClassification
 from screformer.tokenization.corpus import Corpus, open_corpus
+from screformer.train.batch_size import BatchSize, read_batch_size
 from screformer.train.corpus_columns import describe_corpus, name_cells, read_column
 from screformer.train.inference import predict_probabilities
 from screformer.train.result_files import hash_weights, read_json, software_versions, write_json, written_aside
@@ -43,7 +44,7 @@ def evaluate_checkpoint(
     part: str = "test",
     splits: str | Path | None = None,
     label_column: str | None = None,
-    batch_size: int = 32,
+    batch_size: BatchSize = 32,
     device: str | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -68,7 +69,7 @@ def evaluate_checkpoint(
     label_column
         Column of the true labels; default that of the splits.
     batch_size
-        Cells a forward pass.
+        Cells a forward pass; ``"auto"``: as many as fit into free memory.
     device
         For example ``"cuda"``; default a GPU if there is one.
     progress
@@ -77,7 +78,8 @@ def evaluate_checkpoint(
     Raises
     ------
     ValueError
-        The tokenizers differ, there are no splits, the part is unknown or empty, or its cells are not in the corpus.
+        The tokenizers differ, there are no splits, the part is unknown or empty, its cells are not in the corpus, or
+        `batch_size` is ``"auto"`` and not even one cell fits.
     """
     config = ScReformerConfig.from_pretrained(checkpoint)
     corpus = open_corpus(corpus_folder)
@@ -203,7 +205,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--part", default="test", choices=["train", "validation", "test", "all"], help="Default: test.")
     parser.add_argument("--splits", help="splits.json of the fine-tuning. Default: the one in the checkpoint.")
     parser.add_argument("--label_column", help="Column of the true labels. Default: that of the splits.")
-    parser.add_argument("--batch_size", type=int, default=32, help="Cells a forward pass. Default: 32.")
+    parser.add_argument(
+        "--batch_size",
+        "--batch-size",
+        type=read_batch_size,
+        default=32,
+        help="Cells a forward pass, or auto: as many as fit into free memory. Default: 32.",
+    )
     parser.add_argument("--device", help="For example cuda. Default: a GPU if there is one.")
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")

@@ -19,6 +19,7 @@ from screformer.train.arguments import (
     ModelArguments,
     parse_arguments,
 )
+from screformer.train.batch_size import fit_training_batch_size, longest_cell
 from screformer.train.collator import CellCollator
 from screformer.train.corpus_columns import describe_corpus, name_cells, read_column
 from screformer.train.figures import plot_proportions
@@ -88,9 +89,14 @@ def finetune(
     model = starting_model(
         ScReformerForCellClassification, corpus.tokenizer(), model_arguments, label_names=label_names
     )
+    batch = fit_training_batch_size(training, model, longest=longest_cell(corpus.dataset))
     trainer = _make_trainer(model, corpus, cells, data, training)
     return train_and_save(
-        trainer, record, checkpoint=begun, held_out_name="validation", scores=("accuracy", "macro_f1")
+        trainer,
+        {**record, **batch},
+        checkpoint=begun,
+        held_out_name="validation",
+        scores=("accuracy", "macro_f1"),
     )
 
 

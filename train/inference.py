@@ -11,6 +11,14 @@ import torch
 from tqdm.auto import tqdm
 
 from screformer.modeling_screformer import ScReformerForCellClassification, ScReformerPreTrainedModel
+from screformer.train.batch_size import (
+    AUTO,
+    BatchSize,
+    check_batch_size,
+    choose_inference_batch_size,
+    longest_cell,
+    tokens_of,
+)
 from screformer.train.collator import CellCollator, GeneSpace
 
 # Cells of similar length are batched together within this many batches, so that little is padding.
@@ -30,7 +38,7 @@ class BatchInference:
         Which of the model's outputs: a classifier's ``"logits"`` (num_labels wide) or an encoder's
         ``"cell_embedding"`` (hidden_size wide).
     batch_size
-        Cells a forward pass.
+        Cells a forward pass; ``"auto"``: as many as fit into the memory that is free when the first cells come.
     gene_space
         ``"full"`` or ``"expressed"`` instead of the config's.
 
@@ -45,17 +53,29 @@ class BatchInference:
         model: ScReformerPreTrainedModel,
         output: OutputName,
         *,
-        batch_size: int = 32,
+        batch_size: BatchSize = 32,
         gene_space: GeneSpace | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        check_batch_size(batch_size)
         self.model = model
         self.output = output
         self.batch_size = batch_size
         self.gene_space = model.config.gene_space if gene_space is None else gene_space
         self.width = model.config.num_labels if output == "logits" else model.config.hidden_size
         self._collator = CellCollator.from_config(model.config, gene_space=self.gene_space)
+
+    def choose_batch_size(self, longest: int) -> int:
+        """Return the batch size; ``"auto"`` becomes one that fits, for cells of at most `longest` expressed genes.
+
+        Raises
+        ------
+        ValueError
+            Not even one cell fits, or the free memory of the model's device is not known.
+        """
+        if self.batch_size == AUTO:
+            num_tokens = tokens_of(self.model.config, self.gene_space, longest)
+            self.batch_size = choose_inference_batch_size(self.model, num_tokens=num_tokens).batch_size
+        return self.batch_size
 
     def __call__(
         self, rows: Sequence[Mapping[str, Any]], *, advance: Callable[[int], object] | None = None
@@ -75,12 +95,13 @@ class BatchInference:
         ValueError
             A cell has no expressed gene.
         """
+        batch_size = self.choose_batch_size(longest_cell(rows)) if self.batch_size == AUTO else self.batch_size
         outputs = np.empty((len(rows), self.width), dtype=np.float32)
         was_training = self.model.training
         self.model.eval()
         try:
             with torch.inference_mode():
-                for numbers, cells in _batches_of_similar_length(rows, self.batch_size):
+                for numbers, cells in _batches_of_similar_length(rows, batch_size):
                     batch = {name: tensor.to(self.model.device) for name, tensor in self._collator(cells).items()}
                     outputs[numbers] = self.model(**batch)[self.output].float().cpu().numpy()
                     if advance is not None:
@@ -94,7 +115,7 @@ def predict_probabilities(
     model: ScReformerForCellClassification,
     rows: Sequence[Mapping[str, Any]],
     *,
-    batch_size: int = 32,
+    batch_size: BatchSize = 32,
     gene_space: GeneSpace | None = None,
     progress: bool = True,
 ) -> npt.NDArray[np.float32]:
@@ -107,7 +128,7 @@ def predict_probabilities(
     rows
         Cells as corpus rows: a `datasets.Dataset`, or any sequence of mappings with ``input_ids`` and ``gene_ids``.
     batch_size
-        Cells a forward pass. The probabilities do not depend on it.
+        Cells a forward pass; ``"auto"``: as many as fit into free memory. The probabilities do not depend on it.
     gene_space
         ``"full"`` or ``"expressed"`` instead of the config's.
     progress
@@ -120,7 +141,7 @@ def predict_logits(
     model: ScReformerForCellClassification,
     rows: Sequence[Mapping[str, Any]],
     *,
-    batch_size: int = 32,
+    batch_size: BatchSize = 32,
     gene_space: GeneSpace | None = None,
     progress: bool = True,
 ) -> npt.NDArray[np.float32]:
@@ -129,7 +150,7 @@ def predict_logits(
     Raises
     ------
     ValueError
-        `batch_size` is below 1, or a cell has no expressed gene.
+        `batch_size` is below 1, or ``"auto"`` and not even one cell fits; or a cell has no expressed gene.
     """
     inference = BatchInference(model, "logits", batch_size=batch_size, gene_space=gene_space)
     with tqdm(total=len(rows), unit="cell", disable=not progress) as bar:

@@ -19,6 +19,7 @@ from screformer.train.arguments import (
     PretrainingDataArguments,
     parse_arguments,
 )
+from screformer.train.batch_size import fit_training_batch_size, longest_cell
 from screformer.train.collator import CellCollator
 from screformer.train.corpus_columns import describe_corpus, read_column
 from screformer.train.metrics import MaskedBinMetrics, keep_predicted_bins
@@ -68,10 +69,11 @@ def pretrain(
         return begun
     set_seed(training.seed)
     model = starting_model(ScReformerForMaskedLM, corpus.tokenizer(), model_arguments)
+    batch = fit_training_batch_size(training, model, longest=longest_cell(corpus.dataset))
     trainer = _make_trainer(model, corpus, data, training)
     return train_and_save(
         trainer,
-        record,
+        {**record, **batch},
         checkpoint=begun,
         held_out_name="held_out",
         scores=("masked_accuracy", "majority_bin_accuracy"),
