@@ -2,18 +2,21 @@
 # make test         lint, types and tests against the installed wheel
 # make test-slow    the longer checks
 # make lint         lint and types only
-# make bench        what the benchmarks of this version measure
+# make bench        cell types of unseen donors, beside logistic regression
+# make bench-speed  time and memory beside other libraries, on an idle machine; an hour
 
 PYTHON ?= python3
 VENV ?= .venv
 # For example: make test PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_ARGS ?=
+# For example: make bench-speed SPEED_ARGS="--repeats 3"
+SPEED_ARGS ?=
 # Threads that wait asleep instead of spinning: on a busy machine spinning threads halve the speed and more.
 export OMP_WAIT_POLICY ?= PASSIVE
 PIP := $(VENV)/bin/pip --disable-pip-version-check install --quiet --constraint constraints.txt $(PIP_ARGS)
 SOURCES := $(shell find modeling_screformer tokenization train annotation benchmarks model_cards -type f -not -name '*.pyc')
 
-.PHONY: quickstart test test-slow lint bench clean
+.PHONY: quickstart test test-slow lint bench bench-speed clean
 
 quickstart: $(VENV)/.installed
 	$(VENV)/bin/screformer quickstart --output quickstart
@@ -30,7 +33,11 @@ lint: $(VENV)/.developed
 	$(VENV)/bin/mypy
 
 bench: $(VENV)/.installed
-	$(VENV)/bin/python -m screformer.benchmarks.donors --output benchmarks/results
+	$(VENV)/bin/screformer benchmark donors --output benchmarks/results
+
+bench-speed: $(VENV)/.developed
+	$(VENV)/bin/python -m screformer.benchmarks.attention $(SPEED_ARGS)
+	$(VENV)/bin/python -m screformer.benchmarks.encoder $(SPEED_ARGS)
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
