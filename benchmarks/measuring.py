@@ -5,8 +5,10 @@ slow minute of the machine meets all of them; their medians are compared within 
 
 *Peak memory* is taken in a fresh process for each call: the highest resident set during the call above the resident
 set just before it, when weights and inputs are there already and calls at a tiny shape have filled the libraries' own
-buffers. So weights and inputs do not count; outputs, activations and gradients (of inputs and of parameters) do. It
-needs Linux (``/proc/self/clear_refs``). On CUDA it is what PyTorch's allocator handed out above what it had before.
+buffers. So weights and inputs do not count; outputs, activations and gradients (of inputs and of parameters) do. There,
+for every contestant, the C library hands freed blocks of 8 MB and more back at once, as in our commands (see
+``train/process_memory.py``): what it hoards otherwise is not the contestants'. It needs Linux
+(``/proc/self/clear_refs``). On CUDA it is what PyTorch's allocator handed out above what it had before.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from screformer.train.process_memory import return_large_blocks
 
 Row = dict[str, Any]  # Any: one row of a JSON table
 Step = Literal["forward", "training"]
@@ -223,6 +227,7 @@ def describe_device(device: str) -> dict[str, Any]:
 
 def _measure_memory(request: Mapping[str, Any]) -> MemoryUse:
     """Do what `memory_in_new_process` asks for, in this process."""
+    return_large_blocks()
     torch.set_num_threads(request["threads"])
     module, _, name = request["build"].partition(":")
     build: Build = getattr(importlib.import_module(module), name)

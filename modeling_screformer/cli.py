@@ -51,11 +51,16 @@ Cells = Annotated[Path, typer.Argument(help="h5ad file with raw counts.", show_d
 
 @app.callback(invoke_without_command=True)
 def _options(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     if version:
         typer.echo(f"screformer {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand != "benchmark":  # which takes the process as it is
+        from .train.process_memory import return_large_blocks
+
+        return_large_blocks()
 
 
 @app.command()
@@ -277,6 +282,12 @@ def benchmark_encoder(context: typer.Context) -> None:
 def benchmark_memory(context: typer.Context) -> None:
     """Predicted memory beside what a step takes. Example: screformer benchmark memory --presets tiny"""
     _start("benchmarks.memory", context.args)
+
+
+@benchmark.command("rounds", context_settings=TRAINER_COMMAND, add_help_option=False)
+def benchmark_rounds(context: typer.Context) -> None:
+    """Masked genes predicted by kind of attention. Example: screformer benchmark rounds --seeds 2022"""
+    _start("benchmarks.rounds", context.args)
 
 
 @benchmark.command("donors", context_settings=TRAINER_COMMAND, add_help_option=False)
