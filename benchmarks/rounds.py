@@ -163,22 +163,16 @@ def format_rounds(results: dict[str, Any]) -> str:
         ]
         for row in results["settings"].values()
     ]
-    device = results["device"]
-    return (
-        "\n\n".join(
-            [
-                f"# {results['question']}",
-                f"{results['date']}, {device['name']}, {device['threads']} threads, torch {results['versions']['torch']}. "
-                f"Made by `{results['command']}`.",
-                "Masked genes of cells held out, after one epoch of pretraining as in the quickstart; ± is the standard "
-                "deviation over seeds. Always answering the commonest bin is right in "
-                f"{results['majority_bin_accuracy']:.4f}. Seconds are of whole trainings one after another, not a speed "
-                "comparison.",
-                format_table(["Attention", "Seeds", "Masked accuracy", "Loss", "Seconds"], lines),
-            ]
-        )
-        + "\n"
+    device, torch_version = results["device"], results["versions"]["torch"]
+    made = f"{results['date']}, {device['name']}, {device['threads']} threads, torch {torch_version}."
+    meaning = (
+        "Masked genes of cells held out, after one epoch of pretraining as in the quickstart; ± is the standard "
+        "deviation over seeds. Always answering the commonest bin is right in "
+        f"{results['majority_bin_accuracy']:.4f}. Seconds are of whole trainings one after another, not a comparison "
+        "of speed."
     )
+    table = format_table(["Attention", "Seeds", "Masked accuracy", "Loss", "Seconds"], lines)
+    return "\n\n".join([f"# {results['question']}", f"{made} Made by `{results['command']}`.", meaning, table]) + "\n"
 
 
 def plot_rounds(results: dict[str, Any], path: Path) -> None:
