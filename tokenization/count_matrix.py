@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ import pandas as pd
 from anndata.io import read_elem, sparse_dataset
 from scipy.sparse import csr_matrix
 
+from screformer.tokenization.count_evidence import CountEvidence
 from screformer.tokenization.expression_bins import check_raw_counts
 from screformer.tokenization.gene_vocabulary import GeneMapping, GeneVocabulary
 from screformer.tokenization.tokenization_screformer import choose_gene_names
@@ -48,10 +49,18 @@ class CountMatrix:
         Where the names are: "var_names" or "var['NAME']".
     notes
         What a reader of reports should know, such as a conversion.
+    format
+        "h5ad", "zarr", "10x-h5", "10x-mtx", "loom", "soma" or "cellxgene-census".
+    evidence
+        What was seen of every place that might hold counts, the chosen one first.
     """
 
     def __init__(self, path: Path, file: h5py.File, place: _Place, gene_names: list[str], gene_source: str) -> None:
         self.path = path
+        self.format = "h5ad"
+        self.evidence: list[CountEvidence] = [
+            CountEvidence(place.source, True, None, 0, 1.0, 0.0, 0.0, 0, (0.0, 0.0, 0.0))
+        ]
         self.count_source = place.source
         self.gene_names = gene_names
         self.gene_source = gene_source
@@ -62,6 +71,18 @@ class CountMatrix:
         self._obs: pd.DataFrame | None = None
 
     @property
+    def name(self) -> str:
+        """What messages call the file."""
+        return self.path.name
+
+    @property
+    def source(self) -> dict[str, Any]:  # Any: JSON
+        """Arguments, as JSON values, with which `open_count_matrix` opens the same matrix in another process."""
+        layer = self.count_source.partition("/")[2] or self.count_source
+        gene_column = self.gene_source[5:-2] if self.gene_source.startswith("var[") else self.gene_source
+        return {"path": str(self.path.absolute()), "layer": layer, "gene_column": gene_column}
+
+    @property
     def obs_columns(self) -> list[str]:
         """Names of the columns of `obs`."""
         return [str(name) for name in self._read_obs().columns]
@@ -69,10 +90,14 @@ class CountMatrix:
     @property
     def cell_ids(self) -> list[str]:
         """Name of each cell, in the file's order."""
-        return [str(name) for name in self._read_obs().index]
+        return self.read_cell_ids()
 
-    def obs_column(self, name: str) -> list[str | None]:
-        """Values of a column of `obs` as text, None where one is missing.
+    def read_cell_ids(self, *, start: int = 0, stop: int | None = None) -> list[str]:
+        """Names of the cells `start` to `stop`; unlike `cell_ids`, only these are read."""
+        return [str(name) for name in self._read_obs().index[start:stop]]
+
+    def obs_column(self, name: str, *, start: int = 0, stop: int | None = None) -> list[str | None]:
+        """Values of a column of `obs` of the cells `start` to `stop` as text, None where one is missing.
 
         Raises
         ------
@@ -82,7 +107,7 @@ class CountMatrix:
         if name not in self.obs_columns:
             msg = f"obs column {name!r} is not in {self.path.name}, which has {self.obs_columns}"
             raise ValueError(msg)
-        return [None if pd.isna(value) else str(value) for value in self._read_obs()[name]]
+        return [None if pd.isna(value) else str(value) for value in self._read_obs()[name][start:stop]]
 
     def map_genes(self, vocabulary: GeneVocabulary) -> GeneMapping:
         """Position in `vocabulary` of each column."""
@@ -149,6 +174,7 @@ def open_count_matrix(
     layer: str | None = None,
     gene_column: str | None = None,
     vocabulary: GeneVocabulary | None = None,
+    allow: Collection[str] = (),
 ) -> CountMatrix:
     """Open an h5ad file where its raw counts are.
 
@@ -164,6 +190,8 @@ def open_count_matrix(
         them than of the `var_names`, else the `var_names`.
     vocabulary
         What the gene names are compared to; `GeneVocabulary.human_v1()` when left out.
+    allow
+        With "not-counts" in it, `layer` is opened though it holds no raw counts.
 
     Raises
     ------
@@ -184,13 +212,13 @@ def open_count_matrix(
         if not {"obs", "var"} <= set(file):
             msg = f"path: {path.name} is HDF5 but not h5ad (it has {sorted(file)}, obs and var are needed)"
             raise ValueError(msg)
-        place = _choose_counts(path, file, layer)
+        place = _choose_counts(path, file, layer, allow)
         var = read_elem(file[place.var_key])
         chosen = choose_gene_names(
             var.index,
             {str(key): var[key] for key in var.columns},
             vocabulary=vocabulary or GeneVocabulary.human_v1(),
-            gene_column=gene_column,
+            gene_column=None if gene_column == "var_names" else gene_column,
         )
         matrix = CountMatrix(path, file, place, chosen.names, chosen.source)
     except BaseException:
@@ -200,9 +228,11 @@ def open_count_matrix(
     return matrix
 
 
-def _choose_counts(path: Path, file: h5py.File, layer: str | None) -> _Place:
+def _choose_counts(path: Path, file: h5py.File, layer: str | None, allow: Collection[str]) -> _Place:
     layers = list(file["layers"]) if "layers" in file else []
-    if layer is not None:
+    if layer in ("X", "raw") and layer not in layers:
+        places = [_Place("X", "X", "var") if layer == "X" else _Place("raw", "raw/X", "raw/var")]
+    elif layer is not None:
         if layer not in layers:
             msg = f"layer={layer!r} is not in {path.name}, which has the layers {layers}"
             raise ValueError(msg)
@@ -218,7 +248,7 @@ def _choose_counts(path: Path, file: h5py.File, layer: str | None) -> _Place:
         if place.key not in file:
             continue
         problem = _why_not_counts(file[place.key])
-        if problem is None:
+        if problem is None or "not-counts" in allow:
             return place
         problems.append(f"{place.source}: {problem}")
     others = [one for one in layers if layer is None and one != "counts" and not _why_not_counts(file[f"layers/{one}"])]
