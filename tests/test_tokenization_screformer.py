@@ -14,7 +14,7 @@ import torch
 from transformers import BatchEncoding, DataCollatorWithPadding
 
 from oracles import slow_tokenizer as oracle
-from screformer.tokenization import GeneVocabulary, ScReformerTokenizer, expression_bins
+from screformer.tokenization import GeneVocabulary, ScReformerTokenizer, expression_bins, row_tokens
 from screformer.tokenization.tokenization_screformer import choose_gene_names
 
 NUM_GENES = 40
@@ -97,7 +97,7 @@ def test_order_of_cells_and_genes_and_blocks_changes_nothing(binning: str, monke
     np.testing.assert_array_equal(shuffled, expected[rows])
     alone = np.concatenate([tokenizer(row[None, :], gene_names=names)["input_ids"] for row in counts])
     np.testing.assert_array_equal(alone, expected)
-    monkeypatch.setattr(expression_bins, "DENSE_BLOCK_SIZE", 7 * NUM_GENES)
+    monkeypatch.setattr(row_tokens, "ENTRIES_AT_ONCE", 50)
     np.testing.assert_array_equal(tokenizer(counts, gene_names=names)["input_ids"], expected)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-# Cells are laid out densely a few at a time: 4 million cells x genes, 32 MB of float64.
-DENSE_BLOCK_SIZE = 1 << 22
+# Counts and sums of cells below this are held as int32, and bins found by comparing whole numbers.
+LARGEST_WHOLE = 2**31 - 2
 
 Binning = Literal["log2", "quantile"]
 
@@ -23,7 +23,7 @@ class CountsCSR(NamedTuple):
     indices
         Column, that is input gene, of each entry; any order, repeats allowed.
     data
-        float64: raw counts.
+        Raw counts, of the type that they were given in.
     num_genes
         Columns of the matrix.
     """
@@ -62,12 +62,10 @@ def as_counts_csr(counts: Any) -> CountsCSR:
         )
         raise ValueError(msg)
     if is_sparse:
-        return CountsCSR(
-            matrix.indptr.astype(np.int64), matrix.indices, matrix.data.astype(np.float64), matrix.shape[1]
-        )
+        return CountsCSR(matrix.indptr.astype(np.int64), matrix.indices, matrix.data, matrix.shape[1])
     rows, columns = np.nonzero(matrix)
     indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(rows, minlength=len(matrix)))])
-    return CountsCSR(indptr, columns, matrix[rows, columns].astype(np.float64), matrix.shape[1])
+    return CountsCSR(indptr, columns, matrix[rows, columns], matrix.shape[1])
 
 
 def check_raw_counts(data: np.ndarray, *, remedy: str = "") -> None:
@@ -80,19 +78,81 @@ def check_raw_counts(data: np.ndarray, *, remedy: str = "") -> None:
     """
     if data.dtype.kind in "bu" or data.size == 0:
         return
-    if not np.isfinite(data).all():
+    is_float = data.dtype.kind == "f"
+    if is_float and as_whole_numbers(data) is not None:
+        return
+    if is_float and not np.isfinite(data).all():
         msg = f"counts: {int((~np.isfinite(data)).sum())} values are NaN or infinite; raw counts are needed. {remedy}"
         raise ValueError(msg.strip())
     if data.min() < 0:
         msg = f"counts: negative values, the least is {data.min():g}; this looks scaled. Pass raw counts. {remedy}"
         raise ValueError(msg.strip())
-    fractional = data[data != np.floor(data)] if data.dtype.kind == "f" else data[:0]
+    fractional = data[data != np.floor(data)] if is_float else data[:0]
     if fractional.size:
         msg = (
             f"counts: {fractional.size / data.size:.1%} of the values are not integers, such as {fractional[0]:g}; "
             f"this looks normalised or log-transformed. Pass raw counts. {remedy}"
         )
         raise ValueError(msg.strip())
+
+
+def as_whole_numbers(data: np.ndarray) -> np.ndarray | None:
+    """Return counts as whole numbers of at most 32 bits, the same array where it holds them already.
+
+    None if a value is negative, fractional, not finite or above `LARGEST_WHOLE`.
+    """
+    if data.dtype.kind == "b":
+        return data.view(np.uint8)
+    if data.size == 0:
+        return data.astype(np.int32)
+    # NaN makes both comparisons false.
+    if not (data.min() >= 0 and data.max() <= LARGEST_WHOLE):
+        return None
+    if data.dtype.kind == "u" and data.itemsize < 4:
+        return data
+    whole = data.astype(np.int32, copy=False)
+    return whole if data.dtype.kind != "f" or np.array_equal(whole.astype(data.dtype), data) else None
+
+
+def log2_thresholds(totals: np.ndarray, *, num_bins: int, target_sum: float) -> np.ndarray:
+    """Return the least count of bin 1, 2, ... num_bins - 1 in cells of these totals, (num_cells, num_bins - 1).
+
+    A count is in bin k or above if `log2_bins` says so: that is asked of the whole numbers around the edge, so that
+    comparing counts with thresholds gives the same bins to the bit. Totals and counts are at most `LARGEST_WHOLE`,
+    `target_sum` is within 2^-100 and 2^100.
+    """
+    totals = np.maximum(totals, 1).astype(np.float64)[:, None]
+    powers = 2.0 ** np.arange(2, num_bins)
+    near = np.minimum(np.floor((powers - 1) * totals / target_sum), LARGEST_WHOLE + 1)
+    least = near - 1
+    for offset in (-1, 0, 1):
+        least += 1.0 + (near + offset) * target_sum / totals < powers
+    return np.concatenate([np.ones((len(totals), 1)), least], axis=1).astype(np.int64)
+
+
+def quantile_thresholds(values: np.ndarray, indptr: np.ndarray, *, num_bins: int) -> np.ndarray:
+    """Return the least count of bin 1, 2, ... num_bins - 1 in each cell, (num_cells, num_bins - 1).
+
+    The edges are those of `quantile_bins`; `values` are whole numbers, cell after cell as `indptr` says.
+    """
+    num_steps = num_bins - 2
+    if values.size == 0:
+        return np.zeros((len(indptr) - 1, num_steps + 1), np.int64)
+    ordered = values.copy()
+    sort_rows(ordered, indptr)
+    lengths = np.diff(indptr)[:, None]
+    last = np.maximum(lengths - 1, 0)
+    starts = np.minimum(indptr[:-1, None], len(values) - 1)  # of cells without counts: any
+    below, remainder = np.divmod(last * np.arange(num_steps + 1), num_steps)
+    low = ordered[starts + below].astype(np.int64)
+    high = ordered[starts + np.minimum(below + 1, last)].astype(np.int64)
+    return -(-(low * num_steps + (high - low) * remainder) // num_steps)
+
+
+def sort_rows(values: np.ndarray, indptr: np.ndarray) -> None:
+    """Sort each row in place: on rows of hundreds of 32-bit numbers NumPy's own sort is faster than any sort of all."""
+    for start, stop in pairwise(indptr.tolist()):
+        values[start:stop].sort()
 
 
 def log2_bins(values: np.ndarray, totals: np.ndarray, *, num_bins: int, target_sum: float) -> np.ndarray:
@@ -126,17 +186,3 @@ def quantile_bins(values: np.ndarray, rows: np.ndarray, *, num_bins: int) -> np.
         edges = low * num_steps + (high - low) * remainder
         bins += values * num_steps >= edges[row]
     return bins
-
-
-def dense_blocks(counts: CountsCSR, positions: np.ndarray, num_genes: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield counts by cell * num_genes + position, duplicates summed, and each cell's total over all its counts."""
-    num_rows = max(1, DENSE_BLOCK_SIZE // num_genes)
-    for first in range(0, counts.num_cells, num_rows):
-        indptr = counts.indptr[first : first + num_rows + 1]
-        entries = slice(indptr[0], indptr[-1])
-        data, at = counts.data[entries], positions[counts.indices[entries]]
-        rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
-        totals = np.bincount(rows, weights=data, minlength=len(indptr) - 1)
-        is_known = at >= 0
-        keys = rows[is_known] * num_genes + at[is_known]
-        yield np.bincount(keys, weights=data[is_known], minlength=len(totals) * num_genes), totals

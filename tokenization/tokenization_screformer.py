@@ -16,12 +16,11 @@ from .expression_bins import (
     Binning,
     CountsCSR,
     as_counts_csr,
+    as_whole_numbers,
     check_raw_counts,
-    dense_blocks,
-    log2_bins,
-    quantile_bins,
 )
 from .gene_vocabulary import GeneMapping, GeneVocabulary, is_ensembl_id, load_vocabulary
+from .row_tokens import BinRule, tokenize_rows
 
 VOCAB_FILES_NAMES = {"vocab_file": "genes.json"}
 PAD_TOKEN = "[PAD]"
@@ -40,11 +39,17 @@ class TokenizedCells(NamedTuple):
         uint16: position in the gene vocabulary.
     input_ids
         uint8: expression bin, 1 to num_bins - 1.
+    total_counts
+        float64 (num_cells,): sum of all counts of each cell.
+    known_counts
+        float64 (num_cells,): sum of its counts on genes of the vocabulary.
     """
 
     indptr: np.ndarray
     gene_ids: np.ndarray
     input_ids: np.ndarray
+    total_counts: np.ndarray
+    known_counts: np.ndarray
 
 
 class GeneNames(NamedTuple):
@@ -220,33 +225,26 @@ class ScReformerTokenizer(PreTrainedTokenizer):
         if len(mapping.positions) != counts.num_genes:
             msg = f"mapping: has {len(mapping.positions)} names, the counts have {counts.num_genes} columns"
             raise ValueError(msg)
-        check_raw_counts(counts.data)
-        lengths, gene_ids, input_ids = [np.zeros(1, np.int64)], [], []
-        for block, totals in dense_blocks(counts, mapping.positions, self.num_genes):
-            # Half the time of a two-dimensional nonzero of the counts themselves.
-            expressed = np.flatnonzero(block > 0)
-            values = block[expressed]
-            rows, genes = np.divmod(expressed, self.num_genes)
-            lengths.append(np.bincount(rows, minlength=len(totals)))
-            gene_ids.append(genes.astype(np.uint16))
-            if self.binning == "log2":
-                input_ids.append(log2_bins(values, totals[rows], num_bins=self.num_bins, target_sum=self.target_sum))
-            else:
-                input_ids.append(quantile_bins(values, rows, num_bins=self.num_bins))
-        num_expressed = np.concatenate(lengths)
-        self._check_empty_cells(num_expressed[1:], first_row)
-        empty = np.zeros(0, np.uint8)
+        whole = as_whole_numbers(counts.data)
+        if whole is None:
+            check_raw_counts(counts.data)
+        else:
+            counts = counts._replace(data=whole)
+        rows = tokenize_rows(counts, mapping.positions, BinRule(self.binning, self.num_bins, self.target_sum))
+        self._check_empty_cells(rows.lengths, first_row)
         return TokenizedCells(
-            indptr=np.cumsum(num_expressed, dtype=np.int64),
-            gene_ids=np.concatenate([empty.astype(np.uint16), *gene_ids]),
-            input_ids=np.concatenate([empty, *input_ids]),
+            indptr=np.concatenate([np.zeros(1, np.int64), np.cumsum(rows.lengths, dtype=np.int64)]),
+            gene_ids=rows.gene_ids,
+            input_ids=rows.input_ids,
+            total_counts=rows.total_counts,
+            known_counts=rows.known_counts,
         )
 
     def count_sums(self, counts: Any, mapping: GeneMapping) -> tuple[float, float]:
-        """Sum of the counts on known genes, and sum of all counts."""
+        """Sum of the counts on known genes, and sum of all counts; `tokenize_counts` gives both with the tokens."""
         counts = counts if isinstance(counts, CountsCSR) else as_counts_csr(counts)
         is_known = mapping.positions[counts.indices] >= 0
-        return float(counts.data[is_known].sum()), float(counts.data.sum())
+        return float(counts.data[is_known].sum(dtype=np.float64)), float(counts.data.sum(dtype=np.float64))
 
     def check_gene_names(self, names: Sequence[str], mapping: GeneMapping) -> None:
         """Refuse names of which none is known, or which look like another species' symbols.

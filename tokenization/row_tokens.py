@@ -1,0 +1,223 @@
+"""Compressed rows of counts become compressed rows of tokens, without laying cells out densely.
+
+A few hundred cells at a time, small enough for the processor's cache. Each count gets a 32-bit key, its position in the
+vocabulary above its bin, and the keys of a cell are sorted if its positions do not ascend already. Bins come from
+comparing whole numbers with thresholds a cell, mostly by a table of the counts below 256. What does not fit that (sums
+above 2^31, entries of a matrix that repeat, an odd `target_sum`) takes a plain way in float64, with the same result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from .expression_bins import (
+    LARGEST_WHOLE,
+    Binning,
+    CountsCSR,
+    as_whole_numbers,
+    log2_bins,
+    log2_thresholds,
+    quantile_bins,
+    quantile_thresholds,
+    sort_rows,
+)
+
+ENTRIES_AT_ONCE = 1 << 17
+CELLS_AT_ONCE = 1 << 10
+TABLE_SIZE = 256  # counts below it are binned by a table a cell
+BIN_BITS = 8
+# Keys above all positions: of columns that share their position with another, and of what is dropped.
+SHARED = np.uint32(1 << 24)
+DROPPED = np.uint32(2**32 - 1)
+
+
+class BinRule(NamedTuple):
+    """How counts become bins; see `ScReformerTokenizer`."""
+
+    binning: Binning
+    num_bins: int
+    target_sum: float
+
+
+class RowTokens(NamedTuple):
+    """Tokens of some cells.
+
+    Attributes
+    ----------
+    lengths
+        int64 (num_cells,): expressed genes.
+    gene_ids, input_ids
+        uint16 and uint8, cell after cell; `gene_ids` ascend within a cell.
+    total_counts, known_counts
+        float64 (num_cells,): sum of all counts, and of those on genes of the vocabulary.
+    """
+
+    lengths: np.ndarray
+    gene_ids: np.ndarray
+    input_ids: np.ndarray
+    total_counts: np.ndarray
+    known_counts: np.ndarray
+
+
+def tokenize_rows(counts: CountsCSR, positions: np.ndarray, rule: BinRule) -> RowTokens:
+    """Return the tokens of cells; `positions` are those of the columns in the vocabulary, negative where unknown."""
+    column_keys = _key_columns(positions)
+    parts = [
+        _tokenize_whole(chunk, column_keys, rule) or _tokenize_any(chunk, positions, rule) for chunk in _chunks(counts)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    nothing = RowTokens(*(np.zeros(0, kind) for kind in (np.int64, np.uint16, np.uint8, np.float64, np.float64)))
+    return RowTokens(*map(np.concatenate, zip(nothing, *parts, strict=True)))
+
+
+def _chunks(counts: CountsCSR) -> Iterator[CountsCSR]:
+    first = 0
+    while first < counts.num_cells:
+        most = counts.indptr[first] + ENTRIES_AT_ONCE
+        stop = int(np.searchsorted(counts.indptr, most, side="right")) - 1
+        stop = min(max(stop, first + 1), first + CELLS_AT_ONCE, counts.num_cells)
+        indptr = counts.indptr[first : stop + 1]
+        entries = slice(indptr[0], indptr[-1])
+        yield CountsCSR(indptr - indptr[0], counts.indices[entries], counts.data[entries], counts.num_genes)
+        first = stop
+
+
+def _key_columns(positions: np.ndarray) -> np.ndarray:
+    is_known = positions >= 0
+    keys = np.where(is_known, positions, 0).astype(np.uint32) << BIN_BITS
+    is_shared = np.bincount(positions[is_known], minlength=1)[np.where(is_known, positions, 0)] > 1
+    keys[is_shared] |= SHARED
+    keys[~is_known] = DROPPED
+    return keys
+
+
+def _tokenize_whole(counts: CountsCSR, column_keys: np.ndarray, rule: BinRule) -> RowTokens | None:
+    """Return the tokens, or None where counts are too large, or entries of the matrix repeat."""
+    values = as_whole_numbers(counts.data)
+    if values is None or not 2.0**-100 <= rule.target_sum <= 2.0**100:
+        return None
+    totals = _sum_rows(values, counts.indptr)
+    if totals.max(initial=0) > LARGEST_WHOLE:
+        return None
+    keys = column_keys.take(counts.indices)
+    if values.min(initial=1) == 0:
+        keys[values == 0] = DROPPED
+    indptr, known = counts.indptr, totals
+    special = np.flatnonzero(keys >= SHARED)
+    if special.size:
+        rows = np.searchsorted(indptr, special, side="right") - 1
+        is_dropped = keys[special] == DROPPED
+        known = totals - _sum_by(rows[is_dropped], values[special[is_dropped]], len(totals))
+        values = _sum_shared(keys, values, special[~is_dropped], rows[~is_dropped])
+        dropped_rows = rows[keys[special] == DROPPED]
+        if dropped_rows.size:
+            is_kept = keys != DROPPED
+            keys, values = keys[is_kept], values[is_kept]
+            lengths = np.diff(indptr) - np.bincount(dropped_rows, minlength=len(totals))
+            indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    keys |= _bin_counts(values, indptr, totals, rule)
+    gene_ids = _sorted_genes(keys, indptr)
+    if gene_ids is None:
+        return None
+    sums = (sum_.astype(np.float64) for sum_ in (totals, known))
+    return RowTokens(np.diff(indptr), gene_ids, keys.astype(np.uint8), *sums)
+
+
+def _sum_rows(values: np.ndarray, indptr: np.ndarray) -> np.ndarray:
+    """Return the sum of each row; `reduceat` would give a row without entries the value that follows it."""
+    sums = np.zeros(len(indptr) - 1, np.int64)
+    has_entries = indptr[1:] > indptr[:-1]
+    if values.size:
+        sums[has_entries] = np.add.reduceat(values, indptr[:-1][has_entries], dtype=np.int64)
+    return sums
+
+
+def _sum_by(groups: np.ndarray, values: np.ndarray, num_groups: int) -> np.ndarray:
+    """Return the sum of the values of each group; the float64 that NumPy sums in is exact here."""
+    return np.bincount(groups, weights=values, minlength=num_groups).astype(np.int64)
+
+
+def _sum_shared(keys: np.ndarray, values: np.ndarray, shared: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Give the first of a cell's entries at one position the sum of all, drop the others, and return the values.
+
+    `shared` are the entries whose column shares its position with another, `rows` their cells. `keys` is changed.
+    """
+    keys[shared] &= ~SHARED
+    places = (rows.astype(np.int64) << 32) | keys[shared]
+    different, first, group = np.unique(places, return_index=True, return_inverse=True)
+    if len(different) == len(places):
+        return values
+    summed = values.astype(np.int32)  # a copy, and wide enough for any sum
+    summed[shared[first]] = _sum_by(group, values[shared], len(different))
+    is_later = np.ones(len(shared), bool)
+    is_later[first] = False
+    keys[shared[is_later]] = DROPPED
+    return summed
+
+
+def _bin_counts(values: np.ndarray, indptr: np.ndarray, totals: np.ndarray, rule: BinRule) -> np.ndarray:
+    """Return the bin of each count, uint8: how many of its cell's thresholds it reaches."""
+    if rule.binning == "log2":
+        thresholds = log2_thresholds(totals, num_bins=rule.num_bins, target_sum=rule.target_sum)
+    else:
+        thresholds = quantile_thresholds(values, indptr, num_bins=rule.num_bins)
+    num_cells, num_edges = thresholds.shape
+    cells = np.arange(num_cells)[:, None]
+    # One threshold at TABLE_SIZE counts for nothing below it.
+    width = TABLE_SIZE + 1
+    steps = np.bincount((cells * width + np.minimum(thresholds, TABLE_SIZE)).ravel(), minlength=num_cells * width)
+    table = steps.reshape(num_cells, width)[:, :TABLE_SIZE].cumsum(axis=1, dtype=np.uint8)
+    places = np.repeat(cells.ravel() * TABLE_SIZE, np.diff(indptr))
+    if values.max(initial=0) < TABLE_SIZE:
+        places += values
+        return table.ravel().take(places)
+    places += np.minimum(values, TABLE_SIZE - 1)
+    bins = table.ravel().take(places)
+    large = np.flatnonzero(values >= TABLE_SIZE)
+    rows = places[large] // TABLE_SIZE
+    edges = ((cells << 32) + thresholds).ravel()
+    reached = np.searchsorted(edges, (rows << 32) + values[large], side="right") - rows * num_edges
+    bins[large] = reached
+    return bins
+
+
+def _sorted_genes(keys: np.ndarray, indptr: np.ndarray) -> np.ndarray | None:
+    """Sort the keys of each cell if need be and return their positions; None if one occurs twice in a cell."""
+    gene_ids = (keys >> BIN_BITS).astype(np.uint16)
+    if _ascend(gene_ids, indptr):
+        return gene_ids
+    sort_rows(keys, indptr)
+    gene_ids = (keys >> BIN_BITS).astype(np.uint16)
+    return gene_ids if _ascend(gene_ids, indptr) else None
+
+
+def _ascend(gene_ids: np.ndarray, indptr: np.ndarray) -> bool:
+    ascends = gene_ids[1:] > gene_ids[:-1]
+    between = indptr[1:-1]
+    ascends[between[(between > 0) & (between < len(gene_ids))] - 1] = True
+    return bool(ascends.all())
+
+
+def _tokenize_any(counts: CountsCSR, positions: np.ndarray, rule: BinRule) -> RowTokens:
+    """Return the tokens of any counts, by sorting and summing in float64."""
+    data, at = counts.data.astype(np.float64), positions[counts.indices]
+    num_cells = counts.num_cells
+    row_of = np.repeat(np.arange(num_cells), np.diff(counts.indptr))
+    totals = np.bincount(row_of, weights=data, minlength=num_cells)
+    is_known = at >= 0
+    known = np.bincount(row_of[is_known], weights=data[is_known], minlength=num_cells)
+    places, group = np.unique((row_of[is_known] << 32) + at[is_known], return_inverse=True)
+    values = np.bincount(group, weights=data[is_known], minlength=len(places))
+    places, values = places[values > 0], values[values > 0]
+    rows = places >> 32
+    if rule.binning == "log2":
+        bins = log2_bins(values, totals[rows], num_bins=rule.num_bins, target_sum=rule.target_sum)
+    else:
+        bins = quantile_bins(values, rows, num_bins=rule.num_bins)
+    gene_ids = (places & (2**32 - 1)).astype(np.uint16)
+    sums = (sum_.astype(np.float64) for sum_ in (totals, known))  # NumPy counts nothing in int64
+    return RowTokens(np.bincount(rows, minlength=num_cells), gene_ids, bins, *sums)
