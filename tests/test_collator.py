@@ -1,8 +1,12 @@
+import pickle
+
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from oracles.slow_collator import slow_masks
+from screformer.train.cell_dataset import CellBatch
 from screformer.train.collator import CellCollator
 
 NUM_GENES, PAD, MASK = 300, 6, 7
@@ -73,6 +77,71 @@ def test_python_lists_and_arrays_give_the_same_batch():
     collator = make_collator(gene_space="expressed", masked_fraction=0.15, deterministic=True)
     for name, tensor in collator(rows).items():
         assert torch.equal(tensor, collator(as_lists)[name])
+
+
+def as_batch(rows):
+    """Return rows as `CellDataset` gives a batch of them."""
+    tokens = [np.concatenate([row[name] for row in rows]) for name in ("input_ids", "gene_ids")]
+    counts = np.array([len(row["gene_ids"]) for row in rows])
+    return CellBatch(*tokens, counts, {"cell_type": [row["cell_type"] for row in rows]})
+
+
+@pytest.mark.parametrize("gene_space", ["full", "expressed"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"masked_fraction": 0.15},
+        {"masked_fraction": 0.5, "gene_dropout": 0.5},
+        {"gene_dropout": 0.3, "label_column": "cell_type", "label2id": {"alpha": 0, "beta": 1}},
+    ],
+)
+def test_a_flat_batch_gives_the_tensors_of_its_rows(gene_space, options):
+    by_rows, by_batch = (make_collator(gene_space=gene_space, **options) for _ in range(2))
+    for seed in range(3):
+        rows = make_rows(seed=seed)
+        expected, found = by_rows(rows), by_batch(as_batch(rows))
+        assert set(expected) == set(found)
+        assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+# Python 3.12 and later say this of every data loader with workers.
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("gene_space", ["full", "expressed"])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_batch_in_use_never_changes(gene_space, num_workers):
+    batches = [make_rows(num_cells, seed) for seed, num_cells in enumerate((6, 2, 7, 1, 6, 6, 3, 7))]
+    options = {"gene_space": gene_space, "masked_fraction": 0.15, "deterministic": True}
+    loader = DataLoader(
+        batches, batch_size=None, num_workers=num_workers, collate_fn=make_collator(**options), in_order=True
+    )
+    kept = list(loader)
+    for rows, batch in zip(batches, kept, strict=True):
+        fresh = make_collator(**options)(rows)
+        assert all(torch.equal(batch[name], fresh[name]) for name in fresh)
+    kept[0]["input_ids"].fill_(-1)  # nor does one that its user changes change the next
+    again = make_collator(**options)
+    again(batches[0])["input_ids"].fill_(-1)
+    assert torch.equal(again(batches[0])["input_ids"], make_collator(**options)(batches[0])["input_ids"])
+
+
+@pytest.mark.parametrize("masked_fraction", [0.15, 0.5])
+def test_masks_are_those_of_the_hash_written_out(masked_fraction):
+    collator = make_collator(masked_fraction=masked_fraction, deterministic=True, seed=11)
+    rows = make_rows(num_cells=4)
+    batch = collator(rows)
+    for number, row in enumerate(rows):
+        cell = dict(zip(row["gene_ids"].tolist(), row["input_ids"].tolist(), strict=True))
+        masked, replaced = slow_masks(cell, seed=11, masked_fraction=masked_fraction, replace_probability=0.9)
+        found = unpack(batch, number)
+        assert {gene for gene, (_, label) in found.items() if label != -100} == masked
+        assert {gene for gene, (token, _) in found.items() if token == MASK} == replaced
+
+
+def test_a_copy_of_a_collator_does_not_carry_its_buffer():
+    collator = make_collator()
+    collator(make_rows())
+    assert len(pickle.dumps(collator)) < 1000
 
 
 @pytest.mark.parametrize("gene_space", ["full", "expressed"])

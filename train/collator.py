@@ -10,12 +10,16 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import get_worker_info
 
+from screformer.train.cell_dataset import CellBatch
+
 if TYPE_CHECKING:
     from screformer.configuration_screformer import ScReformerConfig
 
 GeneSpace = Literal["full", "expressed"]
 UInt64Array = npt.NDArray[np.uint64]
 Int64Array = npt.NDArray[np.int64]
+Integers = npt.NDArray[np.integer[Any]]
+Booleans = npt.NDArray[np.bool_]
 Row = Mapping[str, Any]
 
 IGNORED_LABEL = -100
@@ -28,24 +32,24 @@ _BINS_PER_GENE = np.uint64(256)
 
 
 class FlatCells(NamedTuple):
-    """The expressed genes of a batch, cells end to end: three arrays of one length, and the number of cells."""
+    """The expressed genes of a batch, cells end to end: two arrays of one length, and the genes of each cell."""
 
-    rows: Int64Array
-    gene_ids: Int64Array
-    bins: Int64Array
-    num_cells: int
+    gene_ids: Integers
+    bins: Integers
+    counts: Int64Array
 
     @property
-    def counts(self) -> Int64Array:
-        """Expressed genes of each cell (num_cells,)."""
-        return np.bincount(self.rows, minlength=self.num_cells)
+    def starts(self) -> Int64Array:
+        """Where each cell begins (num_cells,)."""
+        return np.cumsum(self.counts) - self.counts
 
 
 class CellCollator:
     """Turns corpus rows into the tensors that the models take.
 
-    A row is a mapping with ``input_ids`` (bin ids) and ``gene_ids`` (vocabulary positions) of the expressed genes only.
-    The batch is a dict of int64 tensors:
+    A row is a mapping with ``input_ids`` (bin ids) and ``gene_ids`` (vocabulary positions) of the expressed genes only;
+    a `CellBatch` is many of them in a few arrays, and faster. The batch is a dict of int64 tensors, in memory of their
+    own: a batch that is still in use never changes.
 
     - ``gene_space="full"``: ``input_ids`` (B, num_genes), bin 0 where a gene is not expressed; nothing else.
     - ``gene_space="expressed"``: ``input_ids``, ``gene_ids``, ``attention_mask`` (B, L), padded to the longest cell
@@ -125,6 +129,7 @@ class CellCollator:
         self.seed = seed
         self.deterministic = deterministic
         self._generator: np.random.Generator | None = None
+        self._scratch: npt.NDArray[np.int16] | None = None
 
     @classmethod
     def from_config(cls, config: ScReformerConfig, **options: Any) -> CellCollator:
@@ -138,22 +143,26 @@ class CellCollator:
             **{"gene_space": config.gene_space, **options},
         )
 
-    def __call__(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Sequence[Row] | CellBatch) -> dict[str, torch.Tensor]:
         """Return the batch of `rows`, in their order."""
         cells = _flatten(rows)
         self._check_ids(cells)
         lots = self._draw_lots(cells) if self.masked_fraction or self.gene_dropout else None
         if lots is not None and self.gene_dropout:
             kept = _keep_genes(cells, lots, self.gene_dropout)
-            cells = FlatCells(cells.rows[kept], cells.gene_ids[kept], cells.bins[kept], cells.num_cells)
-            lots = lots[kept]
+            counts = np.add.reduceat(kept, cells.starts, dtype=np.int64)
+            cells, lots = FlatCells(cells.gene_ids[kept], cells.bins[kept], counts), lots[kept]
         tokens, targets = cells.bins, None
         if lots is not None and self.masked_fraction:
             tokens, targets = self._mask(cells, lots)
-        batch = self._lay_out(cells, tokens, targets)
+        lay_out = self._lay_out_full if self.gene_space == "full" else self._lay_out_expressed
+        batch = lay_out(cells, tokens, targets)
         if self.label_column is not None:
             batch["labels"] = torch.from_numpy(self._class_ids(rows))
         return batch
+
+    def __getstate__(self) -> dict[str, Any]:  # Any: attributes
+        return {**self.__dict__, "_scratch": None}
 
     def _check_ids(self, cells: FlatCells) -> None:
         for name, values, low, high, origin in (
@@ -169,10 +178,12 @@ class CellCollator:
     def _draw_lots(self, cells: FlatCells) -> UInt64Array:
         """Return one random 64-bit number a gene, from the batch's salt, the content of its cell and the gene."""
         genes = cells.gene_ids.astype(np.uint64)
-        content = np.zeros(cells.num_cells, dtype=np.uint64)
-        starts = np.concatenate(([0], np.cumsum(cells.counts)[:-1]))
-        content[:] = np.add.reduceat(_mix(genes * _BINS_PER_GENE + cells.bins.astype(np.uint64)), starts)
-        return _mix(_mix(content ^ self._salt())[cells.rows] + genes)
+        lots = genes * _BINS_PER_GENE
+        lots += cells.bins.astype(np.uint64)
+        content = np.add.reduceat(_mix_in_place(lots), cells.starts)
+        content ^= self._salt()
+        genes += np.repeat(_mix_in_place(content), cells.counts)
+        return _mix_in_place(genes)
 
     def _salt(self) -> np.uint64:
         if self.deterministic:
@@ -183,45 +194,73 @@ class CellCollator:
             self._generator = np.random.default_rng(entropy)
         return self._generator.integers(2**64, dtype=np.uint64)
 
-    def _mask(self, cells: FlatCells, lots: UInt64Array) -> tuple[Int64Array, Int64Array]:
+    def _mask(self, cells: FlatCells, lots: UInt64Array) -> tuple[Integers, Integers]:
         """Return what the model sees and what it must predict, gene by gene."""
-        counts = cells.counts
-        wanted = np.maximum(1, np.rint(counts * self.masked_fraction)).astype(np.int64)
-        is_masked = _lowest_of_each_cell(cells, _mix(lots ^ _MASK_STREAM), wanted)
-        is_replaced = is_masked & _chance(_mix(lots ^ _REPLACE_STREAM), self.replace_probability)
-        tokens = np.where(is_replaced, self.mask_token_id, cells.bins)
-        return tokens, np.where(is_masked, cells.bins, IGNORED_LABEL)
+        wanted = np.maximum(1, np.rint(cells.counts * self.masked_fraction)).astype(np.int64)
+        masked = np.flatnonzero(_lowest_of_each_cell(cells, _mix(lots ^ _MASK_STREAM), wanted))
+        is_replaced = _chance(_mix_in_place(lots[masked] ^ _REPLACE_STREAM), self.replace_probability)
+        tokens, targets = cells.bins.astype(np.int16), np.full(len(cells.bins), IGNORED_LABEL, dtype=np.int16)
+        targets[masked] = tokens[masked]
+        tokens[masked[is_replaced]] = self.mask_token_id
+        return tokens, targets
 
-    def _lay_out(self, cells: FlatCells, tokens: Int64Array, targets: Int64Array | None) -> dict[str, torch.Tensor]:
-        if self.gene_space == "full":
-            columns, width, empty = cells.gene_ids, self.num_genes, 0
-        else:
-            counts = cells.counts
-            columns = np.arange(len(cells.rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-            width, empty = int(counts.max()), self.pad_token_id
-        place = cells.rows * width + columns
+    def _lay_out_full(self, cells: FlatCells, tokens: Integers, targets: Integers | None) -> dict[str, torch.Tensor]:
+        num_cells = len(cells.counts)
+        places = np.repeat(np.arange(num_cells) * self.num_genes, cells.counts)
+        places += cells.gene_ids
 
-        def spread(values: Int64Array | int, fill: int) -> torch.Tensor:
-            flat = np.full(cells.num_cells * width, fill, dtype=np.int64)
-            flat[place] = values
-            return torch.from_numpy(flat.reshape(cells.num_cells, width))
+        def spread(values: Integers, fill: int) -> torch.Tensor:
+            # Scattered in a small buffer that stays in the cache and never leaves this object; the tensor is a copy.
+            size = num_cells * self.num_genes
+            if self._scratch is None or len(self._scratch) < size:
+                self._scratch = np.empty(size, dtype=np.int16)
+            flat = self._scratch[:size]
+            flat.fill(fill)
+            flat[places] = values
+            return torch.from_numpy(flat.astype(np.int64).reshape(num_cells, self.num_genes))
 
-        batch = {"input_ids": spread(tokens, empty)}
-        if self.gene_space == "expressed":
-            batch |= {"gene_ids": spread(cells.gene_ids, 0), "attention_mask": spread(1, 0)}
+        batch = {"input_ids": spread(tokens, 0)}
         if targets is not None:
             batch["labels"] = spread(targets, IGNORED_LABEL)
         return batch
 
-    def _class_ids(self, rows: Sequence[Row]) -> Int64Array:
+    def _lay_out_expressed(
+        self, cells: FlatCells, tokens: Integers, targets: Integers | None
+    ) -> dict[str, torch.Tensor]:
+        shape = len(cells.counts), int(cells.counts.max())
+        bounds = list(zip(cells.starts.tolist(), cells.counts.tolist(), strict=True))
+
+        def pad(values: Integers, fill: int) -> torch.Tensor:
+            padded = np.empty(shape, dtype=np.int64)
+            for row, (start, count) in zip(padded, bounds, strict=True):
+                row[:count] = values[start : start + count]
+                row[count:] = fill
+            return torch.from_numpy(padded)
+
+        is_gene = np.arange(shape[1]) < cells.counts[:, None]
+        batch = {
+            "input_ids": pad(tokens, self.pad_token_id),
+            "gene_ids": pad(cells.gene_ids, 0),
+            "attention_mask": torch.from_numpy(is_gene.astype(np.int64)),
+        }
+        if targets is not None:
+            batch["labels"] = pad(targets, IGNORED_LABEL)
+        return batch
+
+    def _class_ids(self, rows: Sequence[Row] | CellBatch) -> Int64Array:
         assert self.label_column is not None
-        missing = next((row for row in rows if self.label_column not in row), None)
+        lacking = [rows.columns] if isinstance(rows, CellBatch) else rows
+        missing = next((row for row in lacking if self.label_column not in row), None)
         if missing is not None:
             raise ValueError(
                 f"label_column={self.label_column!r} is not in the row; it has {sorted(missing)}. "
                 "Build the corpus with that obs column, or name another one"
             )
-        labels = [row[self.label_column] for row in rows]
+        labels: Sequence[Any]  # Any: names or ids
+        if isinstance(rows, CellBatch):
+            labels = rows.columns[self.label_column]
+        else:
+            labels = [row[self.label_column] for row in rows]
         if self.label2id is None:
             return np.asarray(labels, dtype=np.int64)
         unknown = sorted({str(label) for label in labels if label not in self.label2id})
@@ -235,9 +274,20 @@ def _check_range(name: str, value: float, *, below: bool) -> None:
         raise ValueError(f"{name} must be at least 0 and {'below' if below else 'at most'} 1, got {value}")
 
 
-def _flatten(rows: Sequence[Row]) -> FlatCells:
-    gene_lists = [np.asarray(row["gene_ids"], dtype=np.int64) for row in rows]
-    bin_lists = [np.asarray(row["input_ids"], dtype=np.int64) for row in rows]
+def _flatten(rows: Sequence[Row] | CellBatch) -> FlatCells:
+    is_flat = isinstance(rows, CellBatch)
+    cells = FlatCells(rows.gene_ids, rows.input_ids, rows.counts) if is_flat else _concatenate(rows)
+    if not cells.counts.all():
+        raise ValueError(
+            f"row {int(np.flatnonzero(cells.counts == 0)[0])} of the batch has no expressed gene; "
+            "remove empty cells before training or annotation"
+        )
+    return cells
+
+
+def _concatenate(rows: Sequence[Row]) -> FlatCells:
+    gene_lists = [np.asarray(row["gene_ids"]) for row in rows]
+    bin_lists = [np.asarray(row["input_ids"]) for row in rows]
     counts = np.array([len(genes) for genes in gene_lists], dtype=np.int64)
     unequal = np.flatnonzero(counts != [len(bins) for bins in bin_lists])
     if len(unequal):
@@ -246,21 +296,27 @@ def _flatten(rows: Sequence[Row]) -> FlatCells:
             f"row {at} of the batch has {len(bin_lists[at])} input_ids and {counts[at]} gene_ids; "
             "they must be parallel lists of the expressed genes"
         )
-    if not counts.all():
-        raise ValueError(
-            f"row {int(np.flatnonzero(counts == 0)[0])} of the batch has no expressed gene; "
-            "remove empty cells before training or annotation"
-        )
-    row_numbers = np.repeat(np.arange(len(rows)), counts)
-    return FlatCells(row_numbers, np.concatenate(gene_lists), np.concatenate(bin_lists), len(rows))
+    gene_ids, bins = (
+        np.concatenate([values for values in lists if len(values)] or [np.empty(0, dtype=np.int64)])
+        for lists in (gene_lists, bin_lists)
+    )
+    return FlatCells(gene_ids, bins, counts)
 
 
 def _mix(values: UInt64Array) -> UInt64Array:
     """Return splitmix64 (Steele et al. 2014) of each value: a bijection whose output looks uniform."""
-    mixed = values + _GOLDEN_RATIO
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * _MIX_1
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * _MIX_2
-    return mixed ^ (mixed >> np.uint64(31))
+    return _mix_in_place(values.copy())
+
+
+def _mix_in_place(values: UInt64Array) -> UInt64Array:
+    """Do what `_mix` does to `values` themselves, and return them."""
+    shifted = np.empty_like(values)
+    values += _GOLDEN_RATIO
+    for shift, factor in ((30, _MIX_1), (27, _MIX_2)):
+        values ^= np.right_shift(values, np.uint64(shift), out=shifted)
+        values *= factor
+    values ^= np.right_shift(values, np.uint64(31), out=shifted)
+    return values
 
 
 def _chance(lots: UInt64Array, probability: float) -> npt.NDArray[np.bool_]:
@@ -268,19 +324,17 @@ def _chance(lots: UInt64Array, probability: float) -> npt.NDArray[np.bool_]:
     return (lots >> np.uint64(11)) < np.uint64(round(probability * 2**53))
 
 
-def _keep_genes(cells: FlatCells, lots: UInt64Array, gene_dropout: float) -> npt.NDArray[np.bool_]:
+def _keep_genes(cells: FlatCells, lots: UInt64Array, gene_dropout: float) -> Booleans:
     own_lots = _mix(lots ^ _DROP_STREAM)
-    survivors = ~_chance(own_lots, gene_dropout)
     # No cell may become empty: the gene that leads its cell's draw always stays.
-    return survivors | _lowest_of_each_cell(cells, own_lots, np.ones(cells.num_cells, dtype=np.int64))
+    leading = np.repeat(np.minimum.reduceat(own_lots, cells.starts), cells.counts)
+    return ~_chance(own_lots, gene_dropout) | (own_lots <= leading)
 
 
-def _lowest_of_each_cell(cells: FlatCells, lots: UInt64Array, wanted: Int64Array) -> npt.NDArray[np.bool_]:
+def _lowest_of_each_cell(cells: FlatCells, lots: UInt64Array, wanted: Int64Array) -> Booleans:
     """Return True for the `wanted[cell]` genes of each cell with the lowest lots (ties: a chance of 2**-64)."""
-    counts = cells.counts
-    starts = np.cumsum(counts) - counts
-    padded = np.full((cells.num_cells, int(counts.max())), np.iinfo(np.uint64).max, dtype=np.uint64)
-    padded[cells.rows, np.arange(len(cells.rows)) - np.repeat(starts, counts)] = lots
-    padded.sort(axis=1)
-    thresholds = padded[np.arange(cells.num_cells), wanted - 1]
-    return lots <= thresholds[cells.rows]
+    thresholds = np.empty(len(wanted), dtype=np.uint64)
+    bounds = zip(cells.starts.tolist(), cells.counts.tolist(), wanted.tolist(), strict=True)
+    for place, (start, count, number) in enumerate(bounds):
+        thresholds[place] = np.partition(lots[start : start + count], number - 1)[number - 1]
+    return lots <= np.repeat(thresholds, cells.counts)
