@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from screformer.annotation.annotated_copy import (
 from screformer.annotation.cell_source import CellSource, warn_of_empty_cells
 from screformer.annotation.trained_model import load_classifier
 from screformer.tokenization.count_matrix import open_count_matrix
+from screformer.tokenization.passport_problems import check_allowed
 from screformer.train.batch_size import BatchSize
 from screformer.train.collator import GeneSpace
 from screformer.train.inference import BatchInference, softmax
@@ -92,6 +94,7 @@ def annotate_file(
     *,
     layer: str | None = None,
     gene_column: str | None = None,
+    allow: Sequence[str] = (),
     batch_size: BatchSize = 32,
     gene_space: GeneSpace | None = None,
     key: str = "screformer",
@@ -106,8 +109,8 @@ def annotate_file(
     - ``obs["{key}_cell_type"]``: the most probable type, a categorical of the types that were predicted.
     - ``obs["{key}_probability"]``: its probability, float32.
     - ``obsm["{key}_probabilities"]``: all probabilities, float32 (cells, labels).
-    - ``uns["{key}"]``: the `labels` of those columns, the model, where counts and genes were found, how the gene names
-      were understood, versions and date.
+    - ``uns["{key}"]``: the `labels` of those columns, the model, the `input`'s passport (see `InputPassport`), versions
+      and date.
 
     A cell without counts on known genes has no type (NaN) and NaN probabilities. A cell's result depends on its counts
     alone, not on `batch_size` or on other cells. The file is read in blocks and may be larger than memory.
@@ -122,6 +125,8 @@ def annotate_file(
         h5ad file to write.
     layer, gene_column
         Where counts and gene names are; found by themselves when left out (see `open_count_matrix`).
+    allow
+        Codes of problems of the file to accept, such as "low-coverage" (`PROBLEM_CODES`).
     batch_size
         Cells a forward pass; ``"auto"``: as many as fit into free memory.
     gene_space
@@ -144,20 +149,22 @@ def annotate_file(
         tokenizer than it was trained with; the new names are taken; an option is out of its range. Nothing is left
         of the output then.
     """
+    allowed = check_allowed(allow)
     source_path, target = check_paths(cells, output, overwrite=overwrite)
     names = NewNames(f"{key}_cell_type", f"{key}_probability", f"{key}_probabilities")
     trained = load_classifier(model, device=device)
     inference = BatchInference(trained.model, "logits", batch_size=batch_size, gene_space=gene_space)
     labels = [trained.model.config.id2label[index] for index in range(inference.width)]
     vocabulary = trained.tokenizer.gene_vocabulary
-    with open_count_matrix(source_path, layer=layer, gene_column=gene_column, vocabulary=vocabulary) as matrix:
+    where = {"layer": layer, "gene_column": gene_column}
+    with open_count_matrix(source_path, **where, vocabulary=vocabulary, allow=allowed) as matrix:
         check_names_free(source_path, key, obs=names[:2], obsm=names[2:], uns=[key], overwrite=overwrite)
-        source = CellSource(matrix, trained.tokenizer, progress=progress)
+        source = CellSource(matrix, trained.tokenizer, allow=allowed, progress=progress)
         with annotated_copy(source_path, target) as file:
             predicted = _predict_into(file, source, inference, labels, names)
             num_empty = int((predicted.types == NO_LABEL).sum())
             record = {"labels": labels, "model": trained.describe(), "gene_space": inference.gene_space}
-            add_record(file, key, {**record, "input": source.describe(), "num_empty_cells": num_empty})
+            add_record(file, key, {**record, "input": source.describe_input(), "num_empty_cells": num_empty})
     warn_of_empty_cells(num_empty, source.num_cells, consequence="they have no label")
     has_label = predicted.types != NO_LABEL
     return AnnotationSummary(
@@ -166,7 +173,7 @@ def annotate_file(
         num_empty_cells=num_empty,
         label_counts=_count_labels(predicted.types[has_label], labels),
         mean_probability=float(predicted.probabilities[has_label].mean()) if has_label.any() else float("nan"),
-        gene_coverage=source.gene_coverage,
+        gene_coverage=source.passport.gene_coverage,
         count_source=matrix.count_source,
         gene_source=matrix.gene_source,
         names=names,

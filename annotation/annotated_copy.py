@@ -119,6 +119,13 @@ def add_record(file: h5py.File, name: str, record: dict[str, Any]) -> None:
 
 
 def _storable(value: Any) -> Any:  # Any: JSON on one side, what anndata stores on the other
+    """Return JSON as anndata stores it: a list becomes an array, a list of objects a column for each of their keys."""
     if isinstance(value, dict):
         return {key: _storable(item) for key, item in value.items() if item is not None}
-    return np.array(value, dtype=np.str_) if isinstance(value, list) else value
+    if not isinstance(value, list):
+        return value
+    if value and isinstance(value[0], dict):
+        return {key: _storable([row[key] for row in value]) for key in value[0]}
+    if value and all(isinstance(one, int | float | list) for one in value):
+        return np.array(value)
+    return np.array(["" if one is None else one for one in value], dtype=np.str_)

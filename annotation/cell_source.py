@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,13 @@ import numpy.typing as npt
 from tqdm.auto import tqdm
 
 from screformer.tokenization.count_matrix import CountMatrix
-from screformer.tokenization.expression_bins import as_counts_csr, check_raw_counts
+from screformer.tokenization.passport import inspect_counts
 from screformer.tokenization.tokenization_screformer import ScReformerTokenizer, TokenizedCells
 from screformer.train.inference import BatchInference
 
 logger = logging.getLogger(__name__)
 CELLS_PER_BLOCK = 1024
+UNMATCHED_RECORDED = 100
 
 
 class CellSource:
@@ -31,6 +32,8 @@ class CellSource:
         Opened; stays so.
     tokenizer
         One that keeps empty cells.
+    allow
+        Codes of problems to accept (see `inspect_counts`).
     progress
         Whether to show progress bars.
 
@@ -38,29 +41,33 @@ class CellSource:
     ----------
     num_cells
         Cells of the file.
-    gene_coverage
-        Share of the counts that fall on genes of the vocabulary.
+    passport
+        What the file holds.
     longest_cell
         The most genes with counts in a cell, whether in the vocabulary or not.
 
     Raises
     ------
     ValueError
-        Values are not raw counts, gene names are not known, or too few counts fall on known genes.
+        The file has problems that are not allowed.
     """
 
-    def __init__(self, matrix: CountMatrix, tokenizer: ScReformerTokenizer, *, progress: bool = True) -> None:
+    def __init__(
+        self,
+        matrix: CountMatrix,
+        tokenizer: ScReformerTokenizer,
+        *,
+        allow: Sequence[str] = (),
+        progress: bool = True,
+    ) -> None:
         assert tokenizer.on_empty_cells == "keep"
         self.num_cells = matrix.num_cells
         self._matrix = matrix
         self._tokenizer = tokenizer
         self._progress = progress
         self._mapping = matrix.map_genes(tokenizer.gene_vocabulary)
-        tokenizer.check_gene_names(matrix.gene_names, self._mapping)
-        self.longest_cell = 1
-        known, total = self._sum_counts()
-        tokenizer.check_gene_coverage(known, total, self._mapping)
-        self.gene_coverage = known / total if total else 0.0
+        self.passport = inspect_counts(matrix, tokenizer, allow=allow, progress=progress, refuse=True)
+        self.longest_cell = max(1, int(self.passport.genes_per_cell.most))
 
     def outputs(self, inference: BatchInference, *, task: str) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
         """Yield (rows of the file, outputs of these cells); NaN for a cell without counts on known genes.
@@ -80,7 +87,9 @@ class CellSource:
         first, batch_size = 0, inference.choose_batch_size(self.longest_cell)
         with tqdm(total=self.num_cells, desc=task, unit="cell", disable=not self._progress) as bar:
             for block in self._matrix.blocks(max(CELLS_PER_BLOCK, batch_size)):
-                tokens = self._tokenizer.tokenize_counts(block, self._mapping, first_row=first)
+                tokens = self._tokenizer.tokenize_counts(
+                    block, self._mapping, first_row=first, allow_fractions="not-counts" in self.passport.allowed
+                )
                 has_genes = np.diff(tokens.indptr) > 0
                 outputs = np.full((len(has_genes), inference.width), np.nan, dtype=np.float32)
                 outputs[has_genes] = inference(_corpus_rows(tokens, has_genes), advance=bar.update)
@@ -89,33 +98,9 @@ class CellSource:
                 yield slice(first, first + len(outputs)), outputs
                 first += len(outputs)
 
-    def describe(self) -> dict[str, Any]:  # Any: JSON
-        """Return what was read from where, for the record."""
-        genes = self._mapping.report.to_dict()
-        # As text: gene symbols are not safe as keys of an HDF5 file.
-        genes["summed"] = [f"{symbol}: {', '.join(names)}" for symbol, names in genes["summed"].items()]
-        return {
-            "file": self._matrix.path.name,
-            "num_cells": self.num_cells,
-            "count_source": self._matrix.count_source,
-            "gene_source": self._matrix.gene_source,
-            "gene_coverage": self.gene_coverage,
-            "gene_mapping": genes,
-            "notes": list(self._matrix.notes),
-        }
-
-    def _sum_counts(self) -> tuple[float, float]:
-        """Check every value, note the longest cell; return the counts on known genes and all counts."""
-        known = total = 0.0
-        with tqdm(total=self.num_cells, desc="check", unit="cell", disable=not self._progress) as bar:
-            for block in self._matrix.blocks(CELLS_PER_BLOCK):
-                counts = as_counts_csr(block)
-                check_raw_counts(counts.data, remedy=f"Found in {self._matrix.count_source}; name another layer.")
-                block_known, block_total = self._tokenizer.count_sums(counts, self._mapping)
-                known, total = known + block_known, total + block_total
-                self.longest_cell = max(self.longest_cell, int(np.diff(counts.indptr).max(initial=0)))
-                bar.update(counts.num_cells)
-        return known, total
+    def describe_input(self) -> dict[str, Any]:  # Any: JSON
+        """Return the passport for the record, with as many of the genes that are not known as are of use there."""
+        return self.passport.to_dict(max_unmatched=UNMATCHED_RECORDED)
 
 
 def warn_of_empty_cells(num_empty: int, num_cells: int, *, consequence: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from screformer.annotation.annotated_copy import (
 from screformer.annotation.cell_source import CellSource, warn_of_empty_cells
 from screformer.annotation.trained_model import load_encoder
 from screformer.tokenization.count_matrix import open_count_matrix
+from screformer.tokenization.passport_problems import check_allowed
 from screformer.train.batch_size import BatchSize
 from screformer.train.collator import GeneSpace
 from screformer.train.inference import BatchInference
@@ -73,6 +75,7 @@ def embed_file(
     *,
     layer: str | None = None,
     gene_column: str | None = None,
+    allow: Sequence[str] = (),
     batch_size: BatchSize = 32,
     gene_space: GeneSpace | None = None,
     key: str = "screformer",
@@ -86,7 +89,7 @@ def embed_file(
 
     - ``obsm["X_{key}"]``: the encoder's ``cell_embedding``, float32 (cells, hidden_size), for example for
       ``scanpy.pp.neighbors(adata, use_rep="X_screformer")``.
-    - ``uns["{key}_embedding"]``: the model, where counts and genes were found, versions and date.
+    - ``uns["{key}_embedding"]``: the model, the `input`'s passport, versions and date.
 
     A cell without counts on known genes has a vector of NaN. A cell's vector depends on its counts alone, not on
     `batch_size` or on other cells. The file is read, and the vectors are written, in blocks.
@@ -99,7 +102,7 @@ def embed_file(
         Folder or Hub id of a checkpoint, pretrained or fine-tuned.
     output
         h5ad file to write.
-    layer, gene_column, batch_size, gene_space, overwrite, progress, device
+    layer, gene_column, allow, batch_size, gene_space, overwrite, progress, device
         As for `annotate_file`.
     key
         What the new names are made of.
@@ -113,14 +116,16 @@ def embed_file(
         than it was trained with; the new names are taken; an option is out of its range. Nothing is left of the
         output then.
     """
+    allowed = check_allowed(allow)
     source_path, target = check_paths(cells, output, overwrite=overwrite)
     name, record_name = f"X_{key}", f"{key}_embedding"
     trained = load_encoder(model, device=device)
     inference = BatchInference(trained.model, "cell_embedding", batch_size=batch_size, gene_space=gene_space)
     vocabulary = trained.tokenizer.gene_vocabulary
-    with open_count_matrix(source_path, layer=layer, gene_column=gene_column, vocabulary=vocabulary) as matrix:
+    where = {"layer": layer, "gene_column": gene_column}
+    with open_count_matrix(source_path, **where, vocabulary=vocabulary, allow=allowed) as matrix:
         check_names_free(source_path, key, obsm=[name], uns=[record_name], overwrite=overwrite)
-        source = CellSource(matrix, trained.tokenizer, progress=progress)
+        source = CellSource(matrix, trained.tokenizer, allow=allowed, progress=progress)
         num_empty = 0
         with annotated_copy(source_path, target) as file:
             embeddings = add_cell_matrix(file, name, source.num_cells, inference.width)
@@ -128,14 +133,14 @@ def embed_file(
                 embeddings[rows] = block
                 num_empty += int(np.isnan(block[:, 0]).sum())
             record = {"model": trained.describe(), "gene_space": inference.gene_space}
-            add_record(file, record_name, {**record, "input": source.describe(), "num_empty_cells": num_empty})
+            add_record(file, record_name, {**record, "input": source.describe_input(), "num_empty_cells": num_empty})
     warn_of_empty_cells(num_empty, source.num_cells, consequence="their vectors are NaN")
     return EmbeddingSummary(
         output=target,
         num_cells=source.num_cells,
         num_empty_cells=num_empty,
         hidden_size=inference.width,
-        gene_coverage=source.gene_coverage,
+        gene_coverage=source.passport.gene_coverage,
         count_source=matrix.count_source,
         gene_source=matrix.gene_source,
         embedding_name=name,

@@ -38,6 +38,9 @@ PAIR_HINT = "Give it once for each: --obs cell_type --obs donor."
 Result = TypeVar("Result")
 Layer = Annotated[str | None, typer.Option(help="Layer that holds the raw counts. Default: found by its values.")]
 GeneColumn = Annotated[str | None, typer.Option(help="Column of var with Ensembl ids or symbols. Default: found.")]
+Allow = Annotated[
+    list[str] | None, typer.Option(help="Code of a problem to accept, as inspect names it. Give it once for each.")
+]
 Model = Annotated[str, typer.Option(help="Checkpoint folder or Hub id.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write.")]
 BatchSize = Annotated[
@@ -110,6 +113,45 @@ def prepare_quickstart_folder(output: Path, *, overwrite: bool) -> None:
 
 
 @app.command()
+def inspect(
+    file: Annotated[str, typer.Argument(help="File of raw counts.", show_default=False)],
+    layer: Layer = None,
+    gene_column: GeneColumn = None,
+    min_genes: Annotated[
+        int, typer.Option(min=0, help="Genes that a cell should have; those with fewer are counted.")
+    ] = 200,
+    allow: Allow = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Write everything, all genes not matched too, here.")
+    ] = None,
+) -> None:
+    """What a file of counts holds, whether it can be used, and the fix if not; exits with 1 if it would be refused.
+
+    \b
+    Example:
+      screformer inspect cells.h5ad --json passport.json
+    """
+    from .tokenization.passport import inspect_file
+    from .tokenization.tokenization_screformer import ScReformerTokenizer
+    from .train.result_files import write_json
+
+    def read() -> bool:
+        if json is not None and (json.is_dir() or json.resolve() == Path(file).resolve()):
+            raise ValueError(f"--json {json}: the name of a new file is needed")
+        tokenizer = ScReformerTokenizer()
+        passport = inspect_file(
+            file, tokenizer, layer=layer, gene_column=gene_column, min_genes=min_genes, allow=allow or ()
+        )
+        _say(str(passport))
+        if json is not None:
+            write_json(json, passport.to_dict())
+        return not passport.refusals
+
+    if not _run(read):
+        sys.exit(1)
+
+
+@app.command()
 def corpus(
     files: Annotated[list[Path], typer.Argument(help="h5ad files with raw counts.", show_default=False)],
     output: Annotated[Path, typer.Option("--output", "-o", help="Corpus folder to make.")],
@@ -172,6 +214,7 @@ def annotate(
     output: Output,
     layer: Layer = None,
     gene_column: GeneColumn = None,
+    allow: Allow = None,
     batch_size: BatchSize = "32",
     gene_space: Space = None,
     key: Key = "screformer",
@@ -193,6 +236,7 @@ def annotate(
             output,
             layer=layer,
             gene_column=gene_column,
+            allow=allow or (),
             batch_size=read_batch_size(batch_size),
             gene_space=gene_space,
             key=key,
@@ -210,6 +254,7 @@ def embed(
     output: Output,
     layer: Layer = None,
     gene_column: GeneColumn = None,
+    allow: Allow = None,
     batch_size: BatchSize = "32",
     gene_space: Space = None,
     key: Key = "screformer",
@@ -231,6 +276,7 @@ def embed(
             output,
             layer=layer,
             gene_column=gene_column,
+            allow=allow or (),
             batch_size=read_batch_size(batch_size),
             gene_space=gene_space,
             key=key,

@@ -17,6 +17,8 @@ from screformer.annotation import annotate_file
 from screformer.annotation import cell_source as cell_source_module
 from screformer.modeling_screformer import ScReformerForCellClassification, ScReformerForMaskedLM
 from screformer.tokenization.corpus import open_corpus
+from screformer.tokenization.count_matrix import CountMatrix
+from screformer.tokenization.passport import inspect_file
 from screformer.train.evaluate import predict_probabilities
 from screformer.train.inference import BatchInference
 
@@ -184,6 +186,36 @@ def test_the_record_says_what_was_done_with_what(cells, checkpoint, tmp_path):
     assert record["date"].endswith("+00:00")
 
 
+def test_the_record_holds_the_passport(cells, checkpoint, tmp_path):
+    annotated, _ = annotate(cells, checkpoint, tmp_path / "out.h5ad", allow=["low-coverage"])
+    record = annotated.uns["screformer"]["input"]
+    expected = inspect_file(cells, make_tokenizer(), allow=["low-coverage"], progress=False).to_dict()
+    assert set(record) == {name for name, value in expected.items() if value is not None}
+    assert record["allowed"].tolist() == ["low-coverage"]
+    assert record["genes_per_cell"] == expected["genes_per_cell"]
+    assert record["organism"]["name"] == "human"
+    assert record["evidence"]["source"].tolist() == ["X"]
+    assert record["evidence"]["is_counts"].tolist() == [True]
+    assert record["problems"].size == record["unmatched"].size == 0
+
+
+def test_problems_that_are_allowed_are_in_the_record(checkpoint, tmp_path):
+    cells = make_cells()
+    cells.X = cells.X.astype(np.float32) * 0.7
+    cells.var_names = [*cells.var_names[:-1], "not/safe"]  # the gene with most of the counts
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    with pytest.raises(ValueError, match=r"allow: 'everything' is no code of a problem; these can be allowed: not-c"):
+        annotate_file(tmp_path / "cells.h5ad", tmp_path / "nowhere", tmp_path / "out.h5ad", allow=["everything"])
+    codes = ["not-counts", "low-coverage"]
+    annotated, summary = annotate(tmp_path / "cells.h5ad", checkpoint, tmp_path / "out.h5ad", layer="X", allow=codes)
+    record = annotated.uns["screformer"]["input"]
+    assert record["problems"]["code"].tolist() == record["allowed"].tolist() == codes
+    assert record["unmatched"]["name"].tolist() == ["not/safe"]
+    assert record["unmatched"]["counts"].tolist() == pytest.approx([cells.X[:, -1].sum()])
+    assert summary.gene_coverage == record["gene_coverage"] < 0.5
+    assert annotated.obs["screformer_cell_type"].notna().all()
+
+
 def test_genes_named_twice_are_in_the_record(checkpoint, tmp_path):
     cells = make_cells()
     cells.var_names = ["GENE1", *cells.var_names[1:]]  # gene 1 twice, gene 0 not at all
@@ -341,14 +373,22 @@ def test_a_tokenizer_that_is_not_the_models_is_refused(cells, tiny_config, tmp_p
 
 
 def test_bad_counts_in_the_last_cell_are_found_before_the_first_prediction(checkpoint, tmp_path, monkeypatch):
-    cells = make_cells(num_cells=400)
-    cells.X = cells.X.astype(np.float32)
-    cells.X.data[-1] = 0.5
-    cells.write_h5ad(tmp_path / "cells.h5ad")
-    monkeypatch.setattr("screformer.tokenization.count_matrix.SAMPLED_VALUES", 10)
-    monkeypatch.setattr("screformer.tokenization.count_matrix.NUM_SAMPLED_BLOCKS", 1)
+    make_cells(num_cells=1100).write_h5ad(tmp_path / "cells.h5ad")
+    read_blocks = CountMatrix.blocks
+
+    def spoil_the_last_value(matrix, num_rows, **options):
+        for block in read_blocks(matrix, num_rows, **options):
+            block = block.astype(np.float32)
+            if block.shape[0] < num_rows:
+                block.data[-1] = 0.5
+            yield block
+
+    monkeypatch.setattr(CountMatrix, "blocks", spoil_the_last_value)
     monkeypatch.setattr(BatchInference, "__call__", lambda *_, **__: pytest.fail("predicted"))
-    with pytest.raises(ValueError, match=r"not integers, such as 0.5.*Found in X; name another layer"):
+    message = (
+        r"cells.h5ad: counts: 1 of \d+ values are not integers, such as 0.5 in row 1099.*Found in X. .*--layer NAME"
+    )
+    with pytest.raises(ValueError, match=message):
         annotate_file(tmp_path / "cells.h5ad", checkpoint, tmp_path / "out.h5ad", progress=False)
 
 

@@ -347,7 +347,7 @@ def test_the_type_of_gene_names(cells, inspect, num_ids: int | None, type_: str)
 # Cells
 
 
-def test_empty_cells_are_a_problem_where_the_tokenizer_does_not_keep_them(cells, inspect, tokenizer) -> None:
+def test_empty_cells_are_counted(cells, inspect) -> None:
     counts = cells.X.tolil()
     counts[7] = 0
     names = [*cells.var_names, "unheard_of"]
@@ -356,11 +356,7 @@ def test_empty_cells_are_a_problem_where_the_tokenizer_does_not_keep_them(cells,
     adata = anndata.AnnData(counts.tocsr(), var=pd.DataFrame(index=names))
     passport = inspect(adata)
     assert (passport.num_empty_cells, passport.num_without_counts) == (2, 1)
-    with pytest.raises(ValueError, match=r"2 of 60 cells have no counts on known genes.*--allow empty-cells"):
-        check_passport(passport)
-    check_passport(inspect(adata, allow=["empty-cells"]))
-    keeper = ScReformerTokenizer(tokenizer.gene_vocabulary, on_empty_cells="keep")
-    assert inspect(adata, tokenizer=keeper).problems == ()
+    assert passport.problems == ()
 
 
 def test_names_of_many_cells_are_not_compared(cells, inspect, monkeypatch) -> None:
@@ -392,7 +388,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(cells, tokenizer, tmp_p
 
 
 def test_unknown_codes_are_an_error_that_lists_the_codes(cells, inspect) -> None:
-    listed = "not-counts, rounded-values, low-coverage, wrong-species, empty-cells"
+    listed = "not-counts, rounded-values, low-coverage, wrong-species"
     for allow, message in (
         (["everything"], "'everything' is no code of a problem"),
         ([FATAL_CODES[0]], "'no-cells' cannot be allowed"),
@@ -409,6 +405,19 @@ def test_several_problems_are_said_at_once(cells, inspect) -> None:
     with pytest.raises(ValueError, match=r"^cells.h5ad: counts: .*--allow not-counts. gene names: .*wrong-species"):
         check_passport(passport)
     assert len(inspect(bad, allow=["not-counts"]).refusals) == len(passport.problems) - 1
+
+
+def test_fractions_are_tokenized_only_when_they_are_allowed(tokenizer) -> None:
+    mapping = tokenizer.gene_vocabulary.map_names(["CD3E", "CD2", "MALAT1"])
+    counts = np.array([[0.4, 8.0, 10_000.0], [0.5, 0.0, 0.25]])
+    with pytest.raises(ValueError, match="not integers"):
+        tokenizer.tokenize_counts(counts, mapping)
+    tokens = tokenizer.tokenize_counts(counts, mapping, allow_fractions=True)
+    order = np.argsort(mapping.positions[:2])
+    assert tokens.input_ids.tolist() == [*np.array([1, 3])[order], 5]
+    for wrong in (-0.5, np.nan):
+        with pytest.raises(ValueError, match=r"negative|NaN"):
+            tokenizer.tokenize_counts(np.array([[wrong, 1.0, 1.0]]), mapping, allow_fractions=True)
 
 
 def test_progress_is_shown_when_asked_for(cells, inspect, capsys) -> None:

@@ -77,7 +77,8 @@ class InputPassport:
     unmatched
         Genes that are not mapped, those with most counts first.
     num_without_counts, num_empty_cells
-        Cells without any counts, and without counts on known genes.
+        Cells without any counts, and without counts on known genes: a corpus leaves these out, annotation gives them
+        no label.
     min_genes, num_cells_below_minimum
         Genes with counts that a cell should have, and how many cells have fewer.
     genes_per_cell, counts_per_cell
@@ -185,7 +186,7 @@ def inspect_counts(
     matrix
         Opened; stays so.
     tokenizer
-        Whose vocabulary and least gene coverage the file is measured by. If it keeps empty cells, they are no problem.
+        Whose vocabulary and least gene coverage the file is measured by.
     min_genes
         Genes with counts that a cell should have; cells with fewer are counted.
     allow

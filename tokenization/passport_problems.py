@@ -17,7 +17,6 @@ PROBLEM_CODES = {
     "rounded-values": "whole numbers that look like rounded normalised or log values are taken as counts",
     "low-coverage": "less of the counts is on known genes than the tokenizer asks for",
     "wrong-species": "the gene names look like those of another species than the vocabulary's, or of several",
-    "empty-cells": "cells without counts on known genes are kept, without any expressed gene",
 }
 # These cannot be allowed: there would be nothing to tokenize, or nothing that means anything.
 FATAL_CODES = ("no-cells", "no-counts", "invalid-values", "transposed", "no-known-genes")
@@ -85,11 +84,7 @@ def find_problems(
     problems += [one for one in names if one.code not in {problem.code for problem in problems}]
     if tally.total_counts == 0 or any(problem.code in FATAL_CODES for problem in names):
         return problems  # what would follow is of no use
-    return [
-        *problems,
-        *_coverage_problem(mapping, tokenizer, coverage),
-        *_empty_cells_problem(matrix, tokenizer, tally),
-    ]
+    return [*problems, *_coverage_problem(mapping, tokenizer, coverage)]
 
 
 def find_problems_of_names(matrix: CountMatrix, mapping: GeneMapping, tokenizer: ScReformerTokenizer) -> list[Problem]:
@@ -183,13 +178,6 @@ def _coverage_problem(mapping: GeneMapping, tokenizer: ScReformerTokenizer, cove
         f"not known, such as {unmatched[:5]}"
     )
     yield Problem("low-coverage", message, f"{_gene_remedy()}; if that is meant so: --allow low-coverage")
-
-
-def _empty_cells_problem(matrix: CountMatrix, tokenizer: ScReformerTokenizer, tally: CountTally) -> Iterator[Problem]:
-    if tokenizer.on_empty_cells == "keep" or not tally.num_empty_cells:
-        return
-    message = f"{tally.num_empty_cells} of {matrix.num_cells} cells have no counts on known genes"
-    yield Problem("empty-cells", message, "Drop them: --min-genes 1; or keep them empty: --allow empty-cells")
 
 
 def _layer_remedy(matrix: CountMatrix) -> str:

@@ -204,7 +204,9 @@ class ScReformerTokenizer(PreTrainedTokenizer):
         arrays = self._lay_out_full(tokens) if gene_space == "full" else self._lay_out_expressed(tokens)
         return BatchEncoding(_to_torch(arrays) if return_tensors == "pt" else arrays)
 
-    def tokenize_counts(self, counts: Any, mapping: GeneMapping, *, first_row: int = 0) -> TokenizedCells:
+    def tokenize_counts(
+        self, counts: Any, mapping: GeneMapping, *, first_row: int = 0, allow_fractions: bool = False
+    ) -> TokenizedCells:
         """Bins of the expressed genes of each cell.
 
         Parameters
@@ -215,6 +217,8 @@ class ScReformerTokenizer(PreTrainedTokenizer):
             Where the input genes are in the vocabulary.
         first_row
             Number of the first cell in what the caller reads, for messages only.
+        allow_fractions
+            Take values that are no whole numbers as they are, such as counts corrected for ambient RNA.
 
         Raises
         ------
@@ -227,7 +231,7 @@ class ScReformerTokenizer(PreTrainedTokenizer):
             raise ValueError(msg)
         whole = as_whole_numbers(counts.data)
         if whole is None:
-            check_raw_counts(counts.data)
+            check_raw_counts(np.floor(counts.data) if allow_fractions else counts.data)
         else:
             counts = counts._replace(data=whole)
         rows = tokenize_rows(counts, mapping.positions, BinRule(self.binning, self.num_bins, self.target_sum))
