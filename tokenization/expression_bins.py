@@ -138,7 +138,7 @@ def quantile_thresholds(values: np.ndarray, indptr: np.ndarray, *, num_bins: int
     num_steps = num_bins - 2
     if values.size == 0:
         return np.zeros((len(indptr) - 1, num_steps + 1), np.int64)
-    ordered = values.copy()
+    ordered = values.astype(np.uint16 if values.max() < 2**16 else values.dtype)
     sort_rows(ordered, indptr)
     lengths = np.diff(indptr)[:, None]
     last = np.maximum(lengths - 1, 0)
@@ -150,9 +150,10 @@ def quantile_thresholds(values: np.ndarray, indptr: np.ndarray, *, num_bins: int
 
 
 def sort_rows(values: np.ndarray, indptr: np.ndarray) -> None:
-    """Sort each row in place: on rows of hundreds of 32-bit numbers NumPy's own sort is faster than any sort of all."""
+    """Sort each row in place; NumPy sorts 16-bit numbers fastest, by their two bytes, when asked for a stable order."""
+    kind: Literal["stable"] | None = "stable" if values.itemsize <= 2 else None
     for start, stop in pairwise(indptr.tolist()):
-        values[start:stop].sort()
+        values[start:stop].sort(kind=kind)
 
 
 def log2_bins(values: np.ndarray, totals: np.ndarray, *, num_bins: int, target_sum: float) -> np.ndarray:

@@ -1,9 +1,9 @@
 """Compressed rows of counts become compressed rows of tokens, without laying cells out densely.
 
-A few hundred cells at a time, small enough for the processor's cache. Each count gets a 32-bit key, its position in the
-vocabulary above its bin, and the keys of a cell are sorted if its positions do not ascend already. Bins come from
-comparing whole numbers with thresholds a cell, mostly by a table of the counts below 256. What does not fit that (sums
-above 2^31, entries of a matrix that repeat, an odd `target_sum`) takes a plain way in float64, with the same result.
+About a hundred cells at a time, small enough for the processor's cache. Bins come from comparing whole numbers with
+thresholds a cell, mostly by a table of the counts below 256. Where the positions of a cell do not ascend, they are
+sorted by their 16 bits and the bins looked up by position. What does not fit that (sums above 2^31, entries of a matrix
+that repeat, an odd `target_sum`) takes a plain way in float64, with the same result.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ from .expression_bins import (
 )
 
 ENTRIES_AT_ONCE = 1 << 17
-CELLS_AT_ONCE = 1 << 10
+CELLS_AT_ONCE = 1 << 8
 TABLE_SIZE = 256  # counts below it are binned by a table a cell
-BIN_BITS = 8
-# Keys above all positions: of columns that share their position with another, and of what is dropped.
-SHARED = np.uint32(1 << 24)
+# Above all positions: of columns that share their position with another, and of what is dropped.
+SHARED = np.uint32(1 << 16)
 DROPPED = np.uint32(2**32 - 1)
 
 
@@ -65,8 +64,11 @@ class RowTokens(NamedTuple):
 def tokenize_rows(counts: CountsCSR, positions: np.ndarray, rule: BinRule) -> RowTokens:
     """Return the tokens of cells; `positions` are those of the columns in the vocabulary, negative where unknown."""
     column_keys = _key_columns(positions)
+    num_genes = int(positions.max(initial=-1)) + 1
+    bins_of_genes = np.zeros((min(CELLS_AT_ONCE, counts.num_cells), num_genes), np.uint8)
     parts = [
-        _tokenize_whole(chunk, column_keys, rule) or _tokenize_any(chunk, positions, rule) for chunk in _chunks(counts)
+        _tokenize_whole(chunk, column_keys, rule, bins_of_genes) or _tokenize_any(chunk, positions, rule)
+        for chunk in _chunks(counts)
     ]
     if len(parts) == 1:
         return parts[0]
@@ -88,15 +90,19 @@ def _chunks(counts: CountsCSR) -> Iterator[CountsCSR]:
 
 def _key_columns(positions: np.ndarray) -> np.ndarray:
     is_known = positions >= 0
-    keys = np.where(is_known, positions, 0).astype(np.uint32) << BIN_BITS
-    is_shared = np.bincount(positions[is_known], minlength=1)[np.where(is_known, positions, 0)] > 1
-    keys[is_shared] |= SHARED
+    keys = np.where(is_known, positions, 0).astype(np.uint32)
+    keys[np.bincount(positions[is_known], minlength=1)[keys] > 1] |= SHARED
     keys[~is_known] = DROPPED
     return keys
 
 
-def _tokenize_whole(counts: CountsCSR, column_keys: np.ndarray, rule: BinRule) -> RowTokens | None:
-    """Return the tokens, or None where counts are too large, or entries of the matrix repeat."""
+def _tokenize_whole(
+    counts: CountsCSR, column_keys: np.ndarray, rule: BinRule, bins_of_genes: np.ndarray
+) -> RowTokens | None:
+    """Return the tokens, or None where counts are too large, or entries of the matrix repeat.
+
+    `bins_of_genes` is written over: a place for bins by cell and position.
+    """
     values = as_whole_numbers(counts.data)
     if values is None or not 2.0**-100 <= rule.target_sum <= 2.0**100:
         return None
@@ -119,12 +125,13 @@ def _tokenize_whole(counts: CountsCSR, column_keys: np.ndarray, rule: BinRule) -
             keys, values = keys[is_kept], values[is_kept]
             lengths = np.diff(indptr) - np.bincount(dropped_rows, minlength=len(totals))
             indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-    keys |= _bin_counts(values, indptr, totals, rule)
-    gene_ids = _sorted_genes(keys, indptr)
-    if gene_ids is None:
-        return None
+    gene_ids, bins = keys.astype(np.uint16), _bin_counts(values, indptr, totals, rule)
+    if not _ascend(gene_ids, indptr):
+        bins = _sort_genes(gene_ids, bins, indptr, bins_of_genes)
+        if not _ascend(gene_ids, indptr):
+            return None
     sums = (sum_.astype(np.float64) for sum_ in (totals, known))
-    return RowTokens(np.diff(indptr), gene_ids, keys.astype(np.uint8), *sums)
+    return RowTokens(np.diff(indptr), gene_ids, bins, *sums)
 
 
 def _sum_rows(values: np.ndarray, indptr: np.ndarray) -> np.ndarray:
@@ -185,14 +192,14 @@ def _bin_counts(values: np.ndarray, indptr: np.ndarray, totals: np.ndarray, rule
     return bins
 
 
-def _sorted_genes(keys: np.ndarray, indptr: np.ndarray) -> np.ndarray | None:
-    """Sort the keys of each cell if need be and return their positions; None if one occurs twice in a cell."""
-    gene_ids = (keys >> BIN_BITS).astype(np.uint16)
-    if _ascend(gene_ids, indptr):
-        return gene_ids
-    sort_rows(keys, indptr)
-    gene_ids = (keys >> BIN_BITS).astype(np.uint16)
-    return gene_ids if _ascend(gene_ids, indptr) else None
+def _sort_genes(gene_ids: np.ndarray, bins: np.ndarray, indptr: np.ndarray, bins_of_genes: np.ndarray) -> np.ndarray:
+    """Sort the positions of each cell in place, and return their bins in that order."""
+    num_genes, flat = bins_of_genes.shape[1], bins_of_genes.ravel()
+    row_starts = np.repeat(np.arange(len(indptr) - 1) * num_genes, np.diff(indptr))
+    flat[row_starts + gene_ids] = bins
+    sort_rows(gene_ids, indptr)
+    row_starts += gene_ids
+    return flat.take(row_starts)
 
 
 def _ascend(gene_ids: np.ndarray, indptr: np.ndarray) -> bool:
