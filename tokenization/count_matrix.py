@@ -1,91 +1,112 @@
-"""A file of cells, read as blocks of raw counts without ever holding the whole."""
+"""Cells of any format, read as blocks of raw counts without ever holding the whole."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
-import h5py
 import numpy as np
 import pandas as pd
-from anndata.io import read_elem, sparse_dataset
 from scipy.sparse import csr_matrix
 
-from screformer.tokenization.count_evidence import CountEvidence
-from screformer.tokenization.expression_bins import check_raw_counts
+from screformer.tokenization.cell_file import CellFile, reading
+from screformer.tokenization.cell_formats import open_cell_file
+from screformer.tokenization.count_evidence import CountEvidence, examine_counts, not_counts
 from screformer.tokenization.gene_vocabulary import GeneMapping, GeneVocabulary
-from screformer.tokenization.tokenization_screformer import choose_gene_names
+from screformer.tokenization.stored_rows import ChosenGenes, StoredColumns, StoredRows
+from screformer.tokenization.temporary_rows import TemporaryRows, open_shared_rows, rewrite_by_rows
+from screformer.tokenization.tokenization_screformer import GeneNames, choose_gene_names
 
 logger = logging.getLogger(__name__)
-NUM_SAMPLED_BLOCKS = 5
-SAMPLED_VALUES = 50_000
-
-
-class _Place(NamedTuple):
-    """Where a matrix is in the file, and where its genes are described."""
-
-    source: str
-    key: str
-    var_key: str
+FEATURE_TYPE_COLUMNS = ("feature_types", "feature_type")
+GENE_EXPRESSION = "Gene Expression"
+# Transposed: many names of cells are genes, and few names of genes are.
+MIN_GENES_AMONG_CELLS = 0.5
+MAX_GENES_AMONG_GENES = 0.05
+NUM_SAMPLED_NAMES = 1000
 
 
 class CountMatrix:
-    """Raw counts of an h5ad file, cells x genes, opened for reading; close it or use it in a `with` statement.
+    """Raw counts of a file, cells x genes, opened for reading; close it or use it in a `with` statement.
+
+    Made by `open_count_matrix`.
 
     Attributes
     ----------
     path
-        The file.
+        The file or folder, or the address of what is not a file.
+    format
+        "h5ad", "zarr", "10x-h5", "10x-mtx", "loom", "soma" or "cellxgene-census".
     num_cells, num_genes
         Rows and columns.
     count_source
-        Where the counts are: "X", "layers/NAME" or "raw".
+        Where the counts are: "X", "layers/NAME", "raw", "matrix", "RNA/X/raw".
     gene_names
         One name a column.
     gene_source
         Where the names are: "var_names" or "var['NAME']".
     notes
         What a reader of reports should know, such as a conversion.
-    format
-        "h5ad", "zarr", "10x-h5", "10x-mtx", "loom", "soma" or "cellxgene-census".
     evidence
         What was seen of every place that might hold counts, the chosen one first.
     """
 
-    def __init__(self, path: Path, file: h5py.File, place: _Place, gene_names: list[str], gene_source: str) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        file: CellFile,
+        stored: StoredRows | StoredColumns,
+        *,
+        genes: GeneNames,
+        evidence: list[CountEvidence],
+        allow: Collection[str] = (),
+        rows_folder: str | None = None,
+    ) -> None:
         self.path = path
-        self.format = "h5ad"
-        self.evidence: list[CountEvidence] = [
-            CountEvidence(place.source, True, None, 0, 1.0, 0.0, 0.0, 0, (0.0, 0.0, 0.0))
-        ]
-        self.count_source = place.source
-        self.gene_names = gene_names
-        self.gene_source = gene_source
+        self.format = file.format
+        self.count_source = evidence[0].source
+        self.evidence = evidence
+        self.gene_names = genes.names
+        self.gene_source = genes.source
         self.notes: list[str] = []
-        self._file = file
-        self._matrix = _open_matrix(file[place.key])
-        self.num_cells, self.num_genes = map(int, self._matrix.shape)
-        self._obs: pd.DataFrame | None = None
+        self.num_cells, self.num_genes = stored.shape[0], len(genes.names)
+        self._file, self._stored = file, stored
+        self._allow, self._rows_folder = sorted(allow), rows_folder
+        self._chosen_genes: np.ndarray | None = None
 
     @property
     def name(self) -> str:
         """What messages call the file."""
-        return self.path.name
+        return self._file.name
 
     @property
     def source(self) -> dict[str, Any]:  # Any: JSON
-        """Arguments, as JSON values, with which `open_count_matrix` opens the same matrix in another process."""
-        layer = self.count_source.partition("/")[2] or self.count_source
-        gene_column = self.gene_source[5:-2] if self.gene_source.startswith("var[") else self.gene_source
-        return {"path": str(self.path.absolute()), "layer": layer, "gene_column": gene_column}
+        """Arguments, as JSON values, with which `open_count_matrix` opens the same matrix in another process.
+
+        What is known by now goes with them and is not looked at again. If the matrix had to be rewritten by rows, that
+        is after its blocks were read once, other processes of this machine read the same rows, as long as this
+        matrix is open.
+        """
+        is_column = self.gene_source.startswith("var[")
+        rows = self._stored.folder if isinstance(self._stored, TemporaryRows) else self._rows_folder
+        return {
+            "path": str(self.path.absolute()) if isinstance(self.path, Path) else self.path,
+            "layer": self.count_source,
+            "gene_column": self.gene_source[5:-2] if is_column else self.gene_source,
+            "allow": list(self._allow),
+            "opened": {
+                "evidence": [{**one._asdict(), "cell_sums": list(one.cell_sums)} for one in self.evidence],
+                "rows": None if rows is None else str(rows),
+            },
+        }
 
     @property
     def obs_columns(self) -> list[str]:
         """Names of the columns of `obs`."""
-        return [str(name) for name in self._read_obs().columns]
+        return list(self._file.obs_columns)
 
     @property
     def cell_ids(self) -> list[str]:
@@ -94,7 +115,8 @@ class CountMatrix:
 
     def read_cell_ids(self, *, start: int = 0, stop: int | None = None) -> list[str]:
         """Names of the cells `start` to `stop`; unlike `cell_ids`, only these are read."""
-        return [str(name) for name in self._read_obs().index[start:stop]]
+        with reading(self.name, "names of cells"):
+            return self._file.cell_ids(start, self._stop(stop))
 
     def obs_column(self, name: str, *, start: int = 0, stop: int | None = None) -> list[str | None]:
         """Values of a column of `obs` of the cells `start` to `stop` as text, None where one is missing.
@@ -102,12 +124,13 @@ class CountMatrix:
         Raises
         ------
         ValueError
-            There is no such column.
+            There is no such column, or it cannot be read.
         """
         if name not in self.obs_columns:
-            msg = f"obs column {name!r} is not in {self.path.name}, which has {self.obs_columns}"
+            msg = f"obs column {name!r} is not in {self.name}, which has {self.obs_columns}"
             raise ValueError(msg)
-        return [None if pd.isna(value) else str(value) for value in self._read_obs()[name][start:stop]]
+        with reading(self.name, f"obs column {name!r}"):
+            return self._file.obs_column(name, start, self._stop(stop))
 
     def map_genes(self, vocabulary: GeneVocabulary) -> GeneMapping:
         """Position in `vocabulary` of each column."""
@@ -116,23 +139,32 @@ class CountMatrix:
     def blocks(self, num_rows: int, *, start: int = 0, stop: int | None = None) -> Iterator[csr_matrix]:
         """Yield the counts of cells `start` to `stop`, at most `num_rows` at a time, in the file's order.
 
-        A column-compressed (CSC) matrix cannot be read by rows: it is converted as a whole, in memory, once.
+        Values have the file's type. Within a cell, entries are in the file's order, and a gene may occur twice where
+        it does in the file. A matrix that is not stored by rows is first rewritten into a temporary folder (place it
+        with the environment variable TMPDIR), which `close` removes.
 
         Raises
         ------
         ValueError
-            `num_rows` is not positive.
+            `num_rows` is not positive, or the file is damaged.
+        OSError
+            A matrix must be rewritten and the disk has no room.
         """
         if num_rows < 1:
             msg = f"num_rows: at least 1, got {num_rows}"
             raise ValueError(msg)
-        stop = self.num_cells if stop is None else min(stop, self.num_cells)
-        self._convert_columns_to_rows()
+        rows = self._rows()
+        stop = self._stop(stop)
         for first in range(start, stop, num_rows):
-            yield csr_matrix(self._matrix[first : min(first + num_rows, stop)])
+            last = min(first + num_rows, stop)
+            with reading(self.name, f"cells {first} to {last - 1} of {self.count_source}"):
+                block = rows.read(first, last)
+            yield block
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, and remove what was written temporarily."""
+        if isinstance(self._stored, StoredRows):
+            self._stored.close()
         self._file.close()
 
     def __enter__(self) -> CountMatrix:
@@ -147,25 +179,38 @@ class CountMatrix:
 
     def __repr__(self) -> str:
         return (
-            f"CountMatrix({self.path.name}: {self.num_cells} cells x {self.num_genes} genes, counts in "
+            f"CountMatrix({self.name}: {self.num_cells} cells x {self.num_genes} genes, counts in "
             f"{self.count_source}, genes by {self.gene_source})"
         )
 
-    def _read_obs(self) -> pd.DataFrame:
-        if self._obs is None:
-            self._obs = read_elem(self._file["obs"])
-        return self._obs
+    def _stop(self, stop: int | None) -> int:
+        return self.num_cells if stop is None else min(stop, self.num_cells)
 
-    def _convert_columns_to_rows(self) -> None:
-        if getattr(self._matrix, "format", "csr") != "csc":
-            return
+    def _rows(self) -> StoredRows:
+        if isinstance(self._stored, StoredColumns):
+            self._stored = self._rewrite(self._stored)
+        if self._chosen_genes is None:
+            return self._stored
+        return ChosenGenes(self._stored, self._chosen_genes)
+
+    def _rewrite(self, stored: StoredColumns) -> TemporaryRows:
         note = (
-            f"{self.count_source} is stored by columns (CSC): converted to rows in memory as a whole. For a file that "
-            "does not fit, rewrite it once with X = X.tocsr()."
+            f"{self.count_source} is {stored.description}: rewritten by rows into temporary files. To save that time "
+            "in each run, store it once by rows: adata.X = adata.X.tocsr()."
         )
-        logger.warning("%s: %s", self.path.name, note)
+        logger.warning("%s: %s", self.name, note)
+        shared = open_shared_rows(self._rows_folder)
+        with reading(self.name, self.count_source):
+            rows = rewrite_by_rows(stored, self.name) if shared is None else shared
         self.notes.append(note)
-        self._matrix = self._matrix.to_memory().tocsr()
+        return rows
+
+    def _leave_out(self, kept: np.ndarray, note: str) -> None:
+        """Keep only some columns."""
+        self._chosen_genes = kept
+        self.gene_names = [self.gene_names[at] for at in kept]
+        self.num_genes = len(kept)
+        self.notes.append(note)
 
 
 def open_count_matrix(
@@ -175,106 +220,167 @@ def open_count_matrix(
     gene_column: str | None = None,
     vocabulary: GeneVocabulary | None = None,
     allow: Collection[str] = (),
+    opened: Mapping[str, Any] | None = None,  # Any: JSON
 ) -> CountMatrix:
-    """Open an h5ad file where its raw counts are.
+    """Open a file of cells where its raw counts are.
 
     Parameters
     ----------
     path
-        The file.
+        An h5ad, loom or 10x .h5 file; a folder that is AnnData in zarr, 10x matrix.mtx with its tables, or a
+        TileDB-SOMA experiment; an address of such an experiment ("s3://...") or of CELLxGENE Census
+        ("census://stable/homo_sapiens?tissue == 'heart'").
     layer
-        The layer with the counts. When left out, the first of `X`, `layers["counts"]` and `raw` whose values, in
-        several samples across the matrix, are whole numbers from 0 up.
+        Where the counts are: a layer, "X", "raw", or any place that the error about a wrong one lists. When left out,
+        the first of `X`, `layers["counts"]` and `raw` (and their like in other formats) whose values, in several
+        samples across the matrix, can be raw counts.
     gene_column
-        The column of `var` with the gene names. When left out: a column of Ensembl ids if `vocabulary` knows more of
-        them than of the `var_names`, else the `var_names`.
+        The column of `var` with the gene names, or "var_names"; where it is empty, the `var_names` fill in. When left
+        out: a column of Ensembl ids if `vocabulary` knows more of them than of the `var_names`, else the `var_names`.
     vocabulary
         What the gene names are compared to; `GeneVocabulary.human_v1()` when left out.
     allow
-        With "not-counts" in it, `layer` is opened though it holds no raw counts.
+        With "not-counts" in it, `layer`, or the first place there is, is opened though it holds no raw counts.
+    opened
+        Part of `CountMatrix.source`: what the process found that gave it.
 
     Raises
     ------
     FileNotFoundError
-        There is no such file.
+        There is no such file, or one of a folder is missing.
+    PermissionError
+        It may not be read.
+    ImportError
+        Its format needs a package that is not installed.
     ValueError
-        It is not h5ad, has no such layer or column, or holds no raw counts.
+        It is of no known format, damaged, empty or transposed, has no such layer or column, or holds no raw counts.
+    OSError
+        It must be rewritten by rows and the disk has no room.
     """
-    path = Path(path)
-    if not path.is_file():
-        msg = f"path: there is no file {path}"
-        raise FileNotFoundError(msg)
-    if not h5py.is_hdf5(path):
-        msg = f"path: {path.name} is not an h5ad file; convert it with anndata.AnnData.write_h5ad"
-        raise ValueError(msg)
-    file = h5py.File(path, "r")
+    rows_folder = None if opened is None else opened["rows"]
+    file = open_cell_file(path, shared_rows=rows_folder)
+    stored = None
     try:
-        if not {"obs", "var"} <= set(file):
-            msg = f"path: {path.name} is HDF5 but not h5ad (it has {sorted(file)}, obs and var are needed)"
-            raise ValueError(msg)
-        place = _choose_counts(path, file, layer, allow)
-        var = read_elem(file[place.var_key])
-        chosen = choose_gene_names(
-            var.index,
-            {str(key): var[key] for key in var.columns},
-            vocabulary=vocabulary or GeneVocabulary.human_v1(),
-            gene_column=None if gene_column == "var_names" else gene_column,
-        )
-        matrix = CountMatrix(path, file, place, chosen.names, chosen.source)
+        with reading(file.name, file.format):
+            _check_size(file)
+            stored, evidence = _choose_counts(file, layer, allow, opened)
+            var = file.var(evidence[0].source)
+            genes = _name_genes(var, gene_column, vocabulary or GeneVocabulary.human_v1())
+            if opened is None:
+                _refuse_transposed(file, genes, vocabulary or GeneVocabulary.human_v1())
+        place = Path(path) if "://" not in str(path) else str(path)
+        matrix = CountMatrix(place, file, stored, genes=genes, evidence=evidence, allow=allow, rows_folder=rows_folder)
+        _leave_out_other_features(matrix, var)
     except BaseException:
+        if isinstance(stored, StoredRows):
+            stored.close()
         file.close()
         raise
     logger.info("%r", matrix)
     return matrix
 
 
-def _choose_counts(path: Path, file: h5py.File, layer: str | None, allow: Collection[str]) -> _Place:
-    layers = list(file["layers"]) if "layers" in file else []
-    if layer in ("X", "raw") and layer not in layers:
-        places = [_Place("X", "X", "var") if layer == "X" else _Place("raw", "raw/X", "raw/var")]
-    elif layer is not None:
-        if layer not in layers:
-            msg = f"layer={layer!r} is not in {path.name}, which has the layers {layers}"
+def _check_size(file: CellFile) -> None:
+    if file.num_cells == 0:
+        msg = f"path: {file.name} has no cells"
+        raise ValueError(msg)
+    for place in file.places:
+        if place.is_tried and len(file.var(place.source)) == 0:
+            msg = f"path: {file.name} has no genes in {place.source}"
             raise ValueError(msg)
-        places = [_Place(f"layers/{layer}", f"layers/{layer}", "var")]
-    else:
-        places = [
-            _Place("X", "X", "var"),
-            _Place("layers/counts", "layers/counts", "var"),
-            _Place("raw", "raw/X", "raw/var"),
-        ]
-    problems = []
-    for place in places:
-        if place.key not in file:
-            continue
-        problem = _why_not_counts(file[place.key])
-        if problem is None or "not-counts" in allow:
-            return place
-        problems.append(f"{place.source}: {problem}")
-    others = [one for one in layers if layer is None and one != "counts" and not _why_not_counts(file[f"layers/{one}"])]
-    remedy = f"Pass layer= one of {others}." if others else "Raw counts are needed: ask the file's authors for them."
-    msg = f"{path.name} has no raw counts. {' '.join(problems) or 'It has no matrix at all.'} {remedy}"
-    raise ValueError(msg)
 
 
-def _why_not_counts(element: h5py.Group | h5py.Dataset) -> str | None:
-    """Return what is wrong with the values of a matrix, looking at samples spread over it."""
-    if isinstance(element, h5py.Group) and "data" not in element:
-        return "not a matrix."
-    values = element["data"] if isinstance(element, h5py.Group) else element
-    length = values.shape[0]
-    step = max(1, SAMPLED_VALUES // max(1, values.shape[1] if values.ndim == 2 else 1))
-    starts = np.unique(np.linspace(0, max(0, length - step), NUM_SAMPLED_BLOCKS).astype(int))
-    has_counts = False
-    for start in starts:
-        sample = np.asarray(values[start : start + step])
-        try:
-            check_raw_counts(sample.astype(np.float64))
-        except ValueError as error:
-            return str(error)
-        has_counts |= bool(sample.any())
-    return None if has_counts else "the values looked at are all 0."
+def _choose_counts(
+    file: CellFile, layer: str | None, allow: Collection[str], opened: Mapping[str, Any] | None
+) -> tuple[StoredRows | StoredColumns, list[CountEvidence]]:
+    """Open the matrix with the counts; return what was seen of it, and of the others."""
+    named = None if layer is None else file.find_place(layer)
+    if layer is not None and named is None:
+        msg = f"layer={layer!r} is not in {file.name}, which has the layers {file.layers}"
+        raise ValueError(msg)
+    if opened is not None and named is not None:
+        seen = [CountEvidence(**{**one, "cell_sums": tuple(one["cell_sums"])}) for one in opened["evidence"]]
+        return file.open_matrix(named.source), seen
+    matrices = {place.source: _open_or_explain(file, place.source) for place in file.places}
+    evidence = [
+        not_counts(source, matrix) if isinstance(matrix, str) else examine_counts(source, matrix)
+        for source, matrix in matrices.items()
+    ]
+    wanted = [place for place in file.places if place.is_tried] if named is None else [named]
+    chosen = _first_with_counts([one for one in evidence if one.source in {place.source for place in wanted}], allow)
+    chosen_matrix = None if chosen is None else matrices.pop(chosen.source)
+    for matrix in matrices.values():
+        if isinstance(matrix, StoredRows):
+            matrix.close()
+    if chosen is None or chosen_matrix is None or isinstance(chosen_matrix, str):
+        raise _no_counts(file, layer, evidence, {place.source for place in wanted})
+    return chosen_matrix, [chosen, *(one for one in evidence if one is not chosen)]
 
 
-def _open_matrix(element: h5py.Group | h5py.Dataset) -> Any:  # anndata's class of matrices on disk, or h5py's
-    return sparse_dataset(element) if isinstance(element, h5py.Group) else element
+def _open_or_explain(file: CellFile, source: str) -> StoredRows | StoredColumns | str:
+    """Open a matrix, or return why it cannot be."""
+    try:
+        return file.open_matrix(source)
+    except ValueError as error:
+        return str(error)
+
+
+def _first_with_counts(evidence: list[CountEvidence], allow: Collection[str]) -> CountEvidence | None:
+    found = next((one for one in evidence if one.is_counts), None)
+    if found is None and "not-counts" in allow:
+        return next((one for one in evidence if one.num_values), None)
+    return found
+
+
+def _no_counts(file: CellFile, layer: str | None, evidence: list[CountEvidence], wanted: Collection[str]) -> ValueError:
+    problems = [f"{one.source}: {one.problem}" for one in evidence if one.source in wanted]
+    others = [one.source.removeprefix("layers/") for one in evidence if one.is_counts]
+    remedy = (
+        f"Pass layer= one of {others} (--layer)."
+        if others
+        else "Raw counts are needed: ask the file's authors for them."
+    )
+    if not problems and others:
+        problems = ["Several places hold counts, and which one is meant is not clear."]
+    return ValueError(f"{file.name} has no raw counts. {' '.join(problems) or 'It has no matrix at all.'} {remedy}")
+
+
+def _name_genes(var: pd.DataFrame, gene_column: str | None, vocabulary: GeneVocabulary) -> GeneNames:
+    if gene_column is None or (gene_column != "var_names" and gene_column not in var.columns):
+        columns = {str(key): var[key] for key in var.columns}
+        return choose_gene_names(var.index, columns, vocabulary=vocabulary, gene_column=gene_column)
+    plain = [str(name) for name in var.index]
+    if gene_column == "var_names" and gene_column not in var.columns:
+        return GeneNames(plain, "var_names", vocabulary.map_names(plain))
+    names = [value or name for value, name in zip(var[gene_column], plain, strict=True)]
+    return GeneNames(names, f"var[{gene_column!r}]", vocabulary.map_names(names))
+
+
+def _refuse_transposed(file: CellFile, genes: GeneNames, vocabulary: GeneVocabulary) -> None:
+    """Refuse genes x cells: the vocabulary knows the names of the cells, and not those of the genes."""
+    if genes.mapping.report.num_mapped > MAX_GENES_AMONG_GENES * len(genes.names):
+        return
+    size = min(NUM_SAMPLED_NAMES // 4, file.num_cells)
+    starts = np.unique(np.linspace(0, file.num_cells - size, 4).astype(int)).tolist()
+    names = [name for start in starts for name in file.cell_ids(start, start + size)]
+    known = vocabulary.map_names(names).report.num_mapped
+    if known >= MIN_GENES_AMONG_CELLS * len(names):
+        msg = (
+            f"path: {file.name} looks transposed: {known} of {len(names)} names of cells (such as {names[0]!r}) are "
+            f"genes, and names of genes (such as {genes.names[0]!r}) are not. Write it with cells as rows: "
+            "anndata.read_h5ad(path).T.write_h5ad(new_path)"
+        )
+        raise ValueError(msg)
+
+
+def _leave_out_other_features(matrix: CountMatrix, var: pd.DataFrame) -> None:
+    """Leave out antibodies, guides and the like, which may be called like genes (CD4, CD19) and are no expression."""
+    column = next((key for key in FEATURE_TYPE_COLUMNS if key in var.columns), None)
+    if column is None:
+        return
+    is_gene = (var[column] == GENE_EXPRESSION).to_numpy()
+    if is_gene.all() or not is_gene.any():
+        return
+    others = var[column][~is_gene].astype(str).value_counts().to_dict()
+    kinds = ", ".join(f"{count} of type {kind!r}" for kind, count in others.items())
+    matrix._leave_out(np.flatnonzero(is_gene), f"features that are no gene expression were left out: {kinds}.")
