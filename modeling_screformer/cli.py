@@ -365,7 +365,7 @@ def _run(action: Callable[[], Result]) -> Result:
     """Call `action`; what a user can mend becomes a message instead of a traceback."""
     try:
         return action()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         _fail(str(error))
 
 
