@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
 import os
-import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-from datasets.arrow_writer import ArrowWriter
-from tqdm.auto import tqdm
+import pyarrow.compute as pc
 
-from screformer.tokenization.count_matrix import CountMatrix, open_count_matrix
-from screformer.tokenization.expression_bins import as_counts_csr
-from screformer.tokenization.gene_vocabulary import GeneMapping
-from screformer.tokenization.tokenization_screformer import ScReformerTokenizer, TokenizedCells
+from screformer.tokenization.cell_filters import CellFilters
+from screformer.tokenization.cell_hashes import UInt64Array
+from screformer.tokenization.corpus_build import BuildCounts, Workers, build
+from screformer.tokenization.corpus_files import (
+    BUILD_LOG,
+    MANIFEST,
+    TOKENIZER_FOLDER,
+    Manifest,
+    only_run,
+    partial_folder,
+    read_json,
+    write_json,
+)
+from screformer.tokenization.corpus_plan import (
+    FORMAT,
+    READABLE_VERSIONS,
+    CorpusOptions,
+    check_same,
+    find_sources,
+    make_plan,
+)
+from screformer.tokenization.corpus_shards import is_whole, read_hashes
+from screformer.tokenization.corpus_split import CELL, FILE, HoldOut, held_out_by_cell
+from screformer.tokenization.tokenization_screformer import ScReformerTokenizer
 
-logger = logging.getLogger(__name__)
-MANIFEST = "manifest.json"
-TOKENIZER_FOLDER = "tokenizer"
-OWN_COLUMNS = ("input_ids", "gene_ids", "cell_id")
-CELLS_PER_BLOCK = 1024
-
-# What the manifest is: JSON, with the keys that `build_corpus` lists.
-Manifest = dict[str, Any]
+Int64Array = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -43,8 +53,10 @@ class Corpus:
     folder
         Where it is.
     manifest
-        `tokenizer` (fingerprint, options), `options` (of `build_corpus`), `sources` (name, sha256, cells, where counts
-        and genes were found, gene mapping, share of counts on known genes), `shards` (file, sha256, cells, tokens).
+        `tokenizer` (fingerprint, options), `options` (of `build_corpus`), `split` (rule, groups held out, cells),
+        `sources` (name, sha256, cells, where counts and genes were found, gene mapping, share of counts on known genes,
+        cells kept, and dropped by reason), `shards` (file, sha256, source, its rows, cells kept, tokens, dropped),
+        `totals` (cells, tokens, dropped), `cell_hashes` (file, sha256, cells, rule) and `software` (versions).
     """
 
     folder: Path
@@ -54,28 +66,87 @@ class Corpus:
     def dataset(self) -> datasets.Dataset:
         """Cells in the order of the sources, read from disk as needed.
 
-        Columns: `input_ids` list of uint8, `gene_ids` list of uint16 (expressed genes only), `cell_id`, and the obs
-        columns asked for, as text (None where a value was missing).
+        Columns: `input_ids` list of uint8, `gene_ids` list of uint16 (expressed genes only), `cell_hash` uint64 (see
+        `cell_hashes`), `cell_id`, and the obs columns asked for, as text (None where a value was missing).
         """
         parts = [datasets.Dataset.from_file(str(self.folder / shard["file"])) for shard in self.manifest["shards"]]
         return datasets.concatenate_datasets(parts)
+
+    @cached_property
+    def cell_hashes(self) -> UInt64Array:
+        """Hash of each cell's raw counts, uint64 (num_cells,), in the order of `dataset`.
+
+        Raises
+        ------
+        ValueError
+            The corpus is of version 1, which has none.
+        """
+        if self.manifest["version"] == 1:
+            msg = f"folder: {self.folder} was made by an older release and has no cell hashes; build it again"
+            raise ValueError(msg)
+        return np.concatenate([read_hashes(self.folder / shard["file"]) for shard in self.manifest["shards"]])
+
+    @property
+    def has_split(self) -> bool:
+        """Whether the manifest says which cells are held out."""
+        return self.manifest.get("split") is not None
+
+    @property
+    def held_out(self) -> Int64Array:
+        """Rows of the cells that are held out from training, ascending.
+
+        Raises
+        ------
+        ValueError
+            The corpus was built without `hold_out`.
+        """
+        return np.flatnonzero(self._is_held_out)
+
+    @property
+    def training(self) -> Int64Array:
+        """Rows of the cells to train on, ascending: all others. Raises as `held_out` does."""
+        return np.flatnonzero(~self._is_held_out)
 
     def tokenizer(self) -> ScReformerTokenizer:
         """Load the tokenizer that made the corpus."""
         return ScReformerTokenizer.from_pretrained(self.folder / TOKENIZER_FOLDER)
 
+    def summary(self) -> str:
+        """Return a few lines: cells, tokens, size, speed, and the cells that were dropped."""
+        num_cells, num_tokens = len(self), sum(shard["num_tokens"] for shard in self.manifest["shards"])
+        size = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        lines = [f"{num_cells:,} cells, {num_tokens:,} tokens, {size / 1e9:.3g} GB in {self.folder}"]
+        if (self.folder / BUILD_LOG).is_file():
+            log = read_json(self.folder / BUILD_LOG)
+            lines[0] += f"; {log['num_cells_read']:,} cells read at {log['cells_per_second']:,.0f} cells/s"
+        dropped = self.manifest.get("totals", {}).get("dropped", {})
+        if dropped:
+            reasons = ", ".join(f"{number:,} {reason.replace('_', ' ')}" for reason, number in dropped.items())
+            lines.append(f"dropped: {reasons}")
+        if self.has_split:
+            split = self.manifest["split"]
+            groups = "" if split["groups"] is None else f": {', '.join(split['groups'])}"
+            lines.append(f"held out by {split['by']}: {split['num_held_out']:,} cells{groups}")
+        return "\n".join(lines)
+
     def __len__(self) -> int:
         """Count the cells."""
         return sum(shard["num_cells"] for shard in self.manifest["shards"])
 
-
-class _Shard(NamedTuple):
-    """A run of cells of one source, to become one file."""
-
-    file: str
-    source: int
-    first_cell: int
-    num_cells: int
+    @cached_property
+    def _is_held_out(self) -> npt.NDArray[np.bool_]:
+        if not self.has_split:
+            msg = f"folder: {self.folder} has no split; build it with hold_out (--hold-out 0.1), or draw one yourself"
+            raise ValueError(msg)
+        split = self.manifest["split"]
+        if split["by"] == CELL:
+            return held_out_by_cell(HoldOut(split["fraction"], CELL, split["seed"]), self.cell_hashes)
+        shards = self.manifest["shards"]
+        if split["by"] == FILE:
+            names = [self.manifest["sources"][shard["source"]]["name"] for shard in shards]
+            return np.repeat(np.isin(names, split["groups"]), [shard["num_cells"] for shard in shards])
+        column = self.dataset.data.column(split["by"])
+        return pc.is_in(column, pa.array(split["groups"], pa.string())).to_numpy(zero_copy_only=False).astype(bool)
 
 
 def build_corpus(
@@ -87,75 +158,81 @@ def build_corpus(
     layer: str | None = None,
     gene_column: str | None = None,
     cells_per_shard: int = 50_000,
+    filters: CellFilters | None = None,
+    hold_out: HoldOut | None = None,
+    allow: Sequence[str] = (),
+    num_workers: int = 1,
+    scheduler: str | None = None,
 ) -> Corpus:
     """Tokenize files of cells into a corpus.
 
     The work is done in a folder beside `output`, called `output` + ".partial", and renamed at the end. A run that was
-    stopped goes on where it was when it is called again with the same arguments: shards that are whole are kept, and
-    the result is the same to the byte. If `output` is already that corpus, it is opened.
+    stopped, even by force, goes on where it was when it is called again with the same arguments: shards that are whole
+    are kept, and the result is the same to the byte (but for `build_log.json`, which has times), whoever does the work.
+    If `output` is already that corpus, it is opened.
+
+    Cells without counts on known genes are dropped and counted, unless the tokenizer has ``on_empty_cells="keep"``.
 
     Parameters
     ----------
     paths
-        One or more h5ad files.
+        Files, folders or addresses of cells, of every format that `open_count_matrix` reads.
     output
         The folder to make.
     tokenizer
         Makes the tokens; saved in `output`.
     obs_columns
         Columns of `obs` to keep, as text; every file must have them.
-    layer, gene_column
-        Where counts and gene names are, for all files (see `open_count_matrix`).
+    layer, gene_column, allow
+        Where counts and gene names are, and which problems to accept, for all files (see `open_count_matrix`).
     cells_per_shard
         The most cells in one Arrow file; a shard never mixes files.
+    filters
+        What a cell must have to be kept; ``CellFilters()`` when left out, which also drops duplicates.
+    hold_out
+        Which cells to keep from training, recorded in the manifest (`Corpus.held_out`, `Corpus.training`).
+    num_workers
+        Processes that write shards. With more than one, a script needs ``if __name__ == "__main__":``.
+    scheduler
+        Address of a running Dask scheduler whose workers write the shards instead. They must see the files and the
+        output folder under the same paths (a shared file system) and have the same release of this package.
 
     Raises
     ------
     FileNotFoundError
         A path is no file.
     ValueError
-        A file is there twice, lacks an obs column, raw counts, known genes or enough coverage, or has empty cells; or
-        the folder holds something else, or a corpus made otherwise.
+        A file is there twice, lacks an obs column, raw counts, known genes or enough coverage; no cell is left; the
+        split leaves one side empty; or the folder holds something else, or a corpus made otherwise.
+    OSError
+        Another run is building the same output (`BlockingIOError`), a worker died (`ChildProcessError`), or no
+        scheduler answers (`ConnectionError`).
     """
+    if isinstance(obs_columns, str):
+        msg = f"obs_columns: a list of names, got the text {obs_columns!r}; write [{obs_columns!r}]"
+        raise TypeError(msg)
+    workers = Workers(num_workers, scheduler)
+    options = CorpusOptions(
+        tuple(obs_columns),
+        layer,
+        gene_column,
+        cells_per_shard,
+        tuple(allow),
+        CellFilters() if filters is None else filters,
+        hold_out,
+    )
     folder = Path(output)
-    partial = folder.with_name(folder.name + ".partial")
-    sources = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
-    _check_arguments(sources, obs_columns, cells_per_shard)
-    digests = _digest_sources(sources)
-    plan: Manifest = {
-        "format": "screformer-corpus",
-        "version": 1,
-        "tokenizer": _describe_tokenizer(tokenizer),
-        "options": {
-            "obs_columns": list(obs_columns),
-            "layer": layer,
-            "gene_column": gene_column,
-            "cells_per_shard": cells_per_shard,
-        },
-        "sources": [{"name": path.name, "sha256": digest} for path, digest in zip(sources, digests, strict=True)],
-        "shards": [],
-    }
+    sources = find_sources(paths)
+    began = time.monotonic()
     if folder.exists():
-        return _open_same(folder, plan)
-    manifest = _resume(partial, plan) if partial.exists() else plan
-    matrices: list[CountMatrix] = []
-    try:
-        for path in sources:
-            matrices.append(
-                open_count_matrix(path, layer=layer, gene_column=gene_column, vocabulary=tokenizer.gene_vocabulary)
-            )
-        mappings = [_check_source(matrix, tokenizer, obs_columns) for matrix in matrices]
-        for entry, matrix, mapping in zip(manifest["sources"], matrices, mappings, strict=True):
-            entry.update(_describe_source(matrix, mapping))
-        partial.mkdir(parents=True, exist_ok=True)
-        tokenizer.save_pretrained(partial / TOKENIZER_FOLDER)
-        _write_shards(partial, manifest, matrices, mappings, tokenizer)
-    finally:
-        for matrix in matrices:
-            matrix.close()
-        if partial.exists() and not manifest["shards"]:
-            shutil.rmtree(partial)
-    os.replace(partial, folder)
+        return _open_same(folder, make_plan(sources, tokenizer, options))
+    with only_run(folder):
+        plan = make_plan(sources, tokenizer, options)
+        if folder.exists():  # another run has just finished it
+            return _open_same(folder, plan)
+        counts = build(sources, partial_folder(folder), plan, tokenizer, options, workers)
+        _write_log(partial_folder(folder), counts, workers, seconds=time.monotonic() - began)
+        os.replace(partial_folder(folder), folder)
     return open_corpus(folder)
 
 
@@ -172,7 +249,7 @@ def open_corpus(folder: str | Path) -> Corpus:
     folder = Path(folder)
     manifest_path = folder / MANIFEST
     if not manifest_path.is_file():
-        partial = folder.with_name(folder.name + ".partial")
+        partial = partial_folder(folder)
         remedy = (
             f"It was begun and not finished ({partial.name}): call build_corpus again with the same arguments."
             if partial.exists()
@@ -180,11 +257,12 @@ def open_corpus(folder: str | Path) -> Corpus:
         )
         msg = f"folder: {folder} is not a corpus, it has no {MANIFEST}. {remedy}"
         raise FileNotFoundError(msg)
-    manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-    if (manifest.get("format"), manifest.get("version")) != ("screformer-corpus", 1):
+    manifest = read_json(manifest_path)
+    if manifest.get("format") != FORMAT or manifest.get("version") not in READABLE_VERSIONS:
         msg = (
             f"folder: {manifest_path} says format {manifest.get('format')!r} version {manifest.get('version')!r}; this "
-            "release reads 'screformer-corpus' version 1. Build the corpus again, or use the release that made it."
+            f"release reads {FORMAT!r} versions {list(READABLE_VERSIONS)}. Build the corpus again, or use the release "
+            "that made it."
         )
         raise ValueError(msg)
     missing = [shard["file"] for shard in manifest["shards"] if not (folder / shard["file"]).is_file()]
@@ -194,252 +272,30 @@ def open_corpus(folder: str | Path) -> Corpus:
     return Corpus(folder=folder, manifest=manifest)
 
 
-def _check_arguments(sources: list[Path], obs_columns: Sequence[str], cells_per_shard: int) -> None:
-    if not sources:
-        msg = "paths: at least one h5ad file is needed, got none"
-        raise ValueError(msg)
-    if cells_per_shard < 1:
-        msg = f"cells_per_shard: at least 1, got {cells_per_shard}"
-        raise ValueError(msg)
-    if isinstance(obs_columns, str):
-        msg = f"obs_columns: a list of names, got the text {obs_columns!r}; write [{obs_columns!r}]"
-        raise TypeError(msg)
-    taken = [name for name in obs_columns if name in OWN_COLUMNS]
-    if taken or len(set(obs_columns)) != len(obs_columns):
-        msg = f"obs_columns: each name once, and none of {list(OWN_COLUMNS)}, got {list(obs_columns)}"
-        raise ValueError(msg)
-
-
-def _digest_sources(sources: list[Path]) -> list[str]:
-    first_with: dict[str, Path] = {}
-    for path in tqdm(sources, desc="checksums", unit="file", disable=None):
-        if not path.is_file():
-            msg = f"paths: there is no file {path}"
-            raise FileNotFoundError(msg)
-        digest = _sha256(path)
-        if digest in first_with:
-            msg = f"paths: {path} has the same content as {first_with[digest]}; give each file once"
-            raise ValueError(msg)
-        first_with[digest] = path
-    return list(first_with)
-
-
-def _check_source(matrix: CountMatrix, tokenizer: ScReformerTokenizer, obs_columns: Sequence[str]) -> GeneMapping:
-    """Everything that can be said against a file before its counts are read."""
-    for name in obs_columns:
-        if name not in matrix.obs_columns:
-            msg = f"obs_columns: {matrix.path.name} has no {name!r}, it has {matrix.obs_columns}"
-            raise ValueError(msg)
-    mapping = matrix.map_genes(tokenizer.gene_vocabulary)
-    with _naming(matrix):
-        tokenizer.check_gene_names(matrix.gene_names, mapping)
-    return mapping
-
-
-def _write_shards(
-    partial: Path,
-    manifest: Manifest,
-    matrices: list[CountMatrix],
-    mappings: list[GeneMapping],
-    tokenizer: ScReformerTokenizer,
-) -> None:
-    shards = _plan_shards(matrices, manifest["options"]["cells_per_shard"])
-    done = {entry["file"]: entry for entry in manifest["shards"]}
-    sums = np.zeros((len(matrices), 2))  # of each source: counts on known genes, all counts
-    progress = tqdm(total=sum(shard.num_cells for shard in shards), desc="tokenize", unit="cell", disable=None)
-    manifest["shards"] = []
-    with progress:
-        for shard in shards:
-            matrix, mapping = matrices[shard.source], mappings[shard.source]
-            if shard.file in done:
-                entry = done[shard.file]
-                progress.update(shard.num_cells)
-            else:
-                with _naming(matrix):
-                    columns = manifest["options"]["obs_columns"]
-                    entry = _write_shard(partial, shard, matrix, mapping, tokenizer, columns, progress)
-            sums[shard.source] += entry["known_counts"], entry["counts"]
-            known, total = sums[shard.source].tolist()
-            with _naming(matrix):
-                tokenizer.check_gene_coverage(known, total, mapping)
-            manifest["shards"].append(entry)
-            _write_json(partial / MANIFEST, manifest)
-    for source, matrix, (known, total) in zip(manifest["sources"], matrices, sums.tolist(), strict=True):
-        source["gene_coverage"] = known / total if total else 0.0
-        source["notes"] = list(matrix.notes)
-    _write_json(partial / MANIFEST, manifest)
-
-
-def _plan_shards(matrices: list[CountMatrix], cells_per_shard: int) -> list[_Shard]:
-    shards: list[_Shard] = []
-    for source, matrix in enumerate(matrices):
-        for first in range(0, matrix.num_cells, cells_per_shard):
-            num_cells = min(cells_per_shard, matrix.num_cells - first)
-            shards.append(_Shard(f"cells-{len(shards):05d}.arrow", source, first, num_cells))
-    return shards
-
-
-def _write_shard(
-    partial: Path,
-    shard: _Shard,
-    matrix: CountMatrix,
-    mapping: GeneMapping,
-    tokenizer: ScReformerTokenizer,
-    obs_columns: Sequence[str],
-    progress: tqdm,
-) -> Manifest:
-    texts: dict[str, Sequence[str | None]] = {name: matrix.obs_column(name) for name in obs_columns}
-    texts["cell_id"] = matrix.cell_ids
-    path = partial / shard.file
-    aside = path.with_name(path.name + ".part")
-    known = total = num_tokens = 0
-    features = _features(obs_columns)
-    first, stop = shard.first_cell, shard.first_cell + shard.num_cells
-    with ArrowWriter(features=features, path=str(aside)) as writer:
-        for block in matrix.blocks(CELLS_PER_BLOCK, start=first, stop=stop):
-            counts = as_counts_csr(block)
-            tokens = tokenizer.tokenize_counts(counts, mapping, first_row=first)
-            block_known, block_total = tokenizer.count_sums(counts, mapping)
-            known, total = known + int(block_known), total + int(block_total)
-            num_tokens += len(tokens.input_ids)
-            rows = slice(first, first + counts.num_cells)
-            writer.write_table(_arrow_table(tokens, {key: text[rows] for key, text in texts.items()}, features))
-            progress.update(counts.num_cells)
-            first += counts.num_cells
-        writer.finalize()
-    os.replace(aside, path)
-    return {
-        "file": shard.file,
-        "source": shard.source,
-        "first_cell": shard.first_cell,
-        "num_cells": shard.num_cells,
-        "num_tokens": num_tokens,
-        "counts": total,
-        "known_counts": known,
-        "sha256": _sha256(path),
+def _write_log(folder: Path, counts: BuildCounts, workers: Workers, *, seconds: float) -> None:
+    """Write what differs between two runs that make the same corpus."""
+    log = {
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3),
+        "cells_per_second": round(counts.num_cells_read / seconds, 1),
+        **counts._asdict(),
+        **asdict(workers),
     }
-
-
-def _features(obs_columns: Sequence[str]) -> datasets.Features:
-    lists = {
-        name: datasets.List(datasets.Value(kind)) for name, kind in (("input_ids", "uint8"), ("gene_ids", "uint16"))
-    }
-    return datasets.Features(lists | {name: datasets.Value("string") for name in ("cell_id", *obs_columns)})
-
-
-def _arrow_table(
-    tokens: TokenizedCells, texts: Mapping[str, Sequence[str | None]], features: datasets.Features
-) -> pa.Table:
-    offsets = pa.array(tokens.indptr.astype(np.int32))
-    columns = {
-        "input_ids": pa.ListArray.from_arrays(offsets, pa.array(tokens.input_ids)),
-        "gene_ids": pa.ListArray.from_arrays(offsets, pa.array(tokens.gene_ids)),
-    }
-    columns |= {name: pa.array(values, pa.string()) for name, values in texts.items()}
-    return pa.table({name: columns[name] for name in features}).cast(features.arrow_schema)
-
-
-def _describe_tokenizer(tokenizer: ScReformerTokenizer) -> Manifest:
-    genes = json.dumps(tokenizer.gene_vocabulary.to_dict(), sort_keys=True).encode()
-    return {
-        "fingerprint": tokenizer.fingerprint,
-        "vocabulary": tokenizer.gene_vocabulary.name,
-        "vocabulary_sha256": hashlib.sha256(genes).hexdigest(),
-        "num_genes": tokenizer.num_genes,
-        "num_bins": tokenizer.num_bins,
-        "binning": tokenizer.binning,
-        "target_sum": tokenizer.target_sum,
-    }
-
-
-def _describe_source(matrix: CountMatrix, mapping: GeneMapping) -> Manifest:
-    return {
-        "num_cells": matrix.num_cells,
-        "num_genes": matrix.num_genes,
-        "count_source": matrix.count_source,
-        "gene_source": matrix.gene_source,
-        "gene_mapping": mapping.report.to_dict(),
-    }
+    write_json(folder / BUILD_LOG, log)
 
 
 def _open_same(folder: Path, plan: Manifest) -> Corpus:
-    if not (folder / MANIFEST).is_file() and not any(folder.iterdir()):
+    """Open a folder that exists, if it is the planned corpus and whole."""
+    if not (folder / MANIFEST).is_file() and folder.is_dir() and not any(folder.iterdir()):
         msg = f"output: {folder} is an empty folder that exists already; delete it or choose another output"
         raise ValueError(msg)
     if not (folder / MANIFEST).is_file():
         msg = f"output: {folder} exists and is not a corpus; choose another output"
         raise ValueError(msg)
     corpus = open_corpus(folder)
-    _check_same(folder, corpus.manifest, plan)
-    changed = [shard["file"] for shard in corpus.manifest["shards"] if not _is_whole(folder, shard)]
+    check_same(folder, corpus.manifest, plan, is_finished=True)
+    changed = [shard["file"] for shard in corpus.manifest["shards"] if not is_whole(folder, shard)]
     if changed:
         msg = f"output: the shards {changed} of {folder} are damaged; delete the folder and build the corpus again"
         raise ValueError(msg)
     return corpus
-
-
-def _resume(partial: Path, plan: Manifest) -> Manifest:
-    """Manifest to go on from: the plan, with the shards that a stopped run finished."""
-    if not (partial / MANIFEST).is_file():
-        return plan
-    manifest = json.loads((partial / MANIFEST).read_text(encoding="utf-8"))
-    _check_same(partial, manifest, plan)
-    whole = [shard for shard in manifest["shards"] if _is_whole(partial, shard)]
-    for shard in manifest["shards"]:
-        if shard not in whole:
-            logger.warning("%s is damaged and will be made again", shard["file"])
-    logger.info("going on in %s: %d shards are done", partial, len(whole))
-    return plan | {"shards": whole}
-
-
-def _check_same(folder: Path, found: Manifest, plan: Manifest) -> None:
-    found_sources = [source["sha256"] for source in found["sources"]]
-    differences = [
-        f"{part} {key} {found[part].get(key)!r} there, {value!r} now"
-        for part in ("tokenizer", "options")
-        for key, value in plan[part].items()
-        if found[part].get(key) != value
-    ]
-    if found_sources != [source["sha256"] for source in plan["sources"]]:
-        names = [[source["name"] for source in one["sources"]] for one in (found, plan)]
-        differences.append(f"files {names[0]} there, {names[1]} now (or their content)")
-    if differences:
-        msg = (
-            f"output: {folder} holds a corpus made otherwise: {'; '.join(differences)}. To start over, delete that "
-            "folder or choose another output; to use it as it is, call open_corpus."
-        )
-        raise ValueError(msg)
-
-
-def _is_whole(folder: Path, shard: Manifest) -> bool:
-    path = folder / shard["file"]
-    return path.is_file() and _sha256(path) == shard["sha256"]
-
-
-class _naming:  # noqa: N801 - reads as a word of the `with` statement
-    """Put the file's name before the message of a ValueError."""
-
-    def __init__(self, matrix: CountMatrix) -> None:
-        self._name = matrix.path.name
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ValueError):
-            msg = f"{self._name}: {error}"
-            raise ValueError(msg) from error
-
-
-def _write_json(path: Path, content: Manifest) -> None:
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
-    os.replace(aside, path)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -16,6 +16,8 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from screformer.train.sampler import BLOCK_SIZE, BUFFER_SIZE, Shuffling
+
 GeneSpace = Literal["full", "expressed"]
 Preset = Literal["tiny", "base", "large"]
 
@@ -219,6 +221,13 @@ class ScReformerTrainingArguments(TrainingArguments):
         default=True, metadata=_help_of("restore_callback_states_from_checkpoint")
     )
     seed: int = field(default=2022, metadata=_help_of("seed"))
+    shuffle_block_size: int = field(
+        default=BLOCK_SIZE,
+        metadata={"help": "Consecutive cells that are read together, from a random place; 1 is a full shuffle."},
+    )
+    shuffle_buffer_size: int = field(
+        default=BUFFER_SIZE, metadata={"help": "Cells, in such blocks, that are shuffled among each other."}
+    )
     early_stopping_patience: int = field(
         default=5, metadata={"help": "Evaluations without improvement after which training stops; 0: never stop early."}
     )
@@ -239,8 +248,9 @@ class ScReformerTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        """Pin memory only where there is a GPU to copy it to; raise ValueError for an unknown batch size."""
+        """Pin memory only where there is a GPU to copy it to; raise ValueError for a size that cannot be."""
         super().__post_init__()
+        self.shuffling  # noqa: B018 - checks its sizes
         if self.batch_size not in (None, "auto"):
             raise ValueError(
                 f"batch_size got {self.batch_size!r}; 'auto' is allowed. A number of cells is "
@@ -248,6 +258,12 @@ class ScReformerTrainingArguments(TrainingArguments):
             )
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False
+
+    @property
+    def shuffling(self) -> Shuffling:
+        """How training cells are shuffled."""
+        seed = self.seed if self.data_seed is None else self.data_seed
+        return Shuffling(self.shuffle_block_size, self.shuffle_buffer_size, seed)
 
 
 @dataclass

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from screformer.tokenization.corpus import Corpus
 
 TOKEN_COLUMNS = ("input_ids", "gene_ids")
+NOT_TEXT = (*TOKEN_COLUMNS, "cell_hash")
 
 
 def read_column(corpus: Corpus, column: str, *, argument: str) -> npt.NDArray[np.str_]:
@@ -20,7 +21,7 @@ def read_column(corpus: Corpus, column: str, *, argument: str) -> npt.NDArray[np
     ValueError
         The corpus has no such column; `argument` is named as the one to change.
     """
-    known = [name for name in corpus.dataset.column_names if name not in TOKEN_COLUMNS]
+    known = [name for name in corpus.dataset.column_names if name not in NOT_TEXT]
     if column not in known:
         raise ValueError(
             f"{argument}: the corpus {corpus.folder} has no column {column!r}; it has {known}. Name one of these, or "

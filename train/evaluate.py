@@ -19,6 +19,7 @@ from screformer.configuration_screformer import ScReformerConfig
 from screformer.modeling_screformer import ScReformerForCellClassification
 from screformer.tokenization.corpus import Corpus, open_corpus
 from screformer.train.batch_size import BatchSize, read_batch_size
+from screformer.train.cell_dataset import CellDataset
 from screformer.train.corpus_columns import describe_corpus, name_cells, read_column
 from screformer.train.inference import predict_probabilities
 from screformer.train.result_files import hash_weights, read_json, software_versions, write_json, written_aside
@@ -90,8 +91,7 @@ def evaluate_checkpoint(
     numbers = _rows_of_part(corpus, labels, split, part)
     model = ScReformerForCellClassification.from_pretrained(checkpoint)
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    cells = corpus.dataset.select_columns(["input_ids", "gene_ids"]).with_format("numpy").select(numbers)
-    probabilities = predict_probabilities(model, cells, batch_size=batch_size, progress=progress)
+    probabilities = predict_probabilities(model, CellDataset(corpus, numbers), batch_size=batch_size, progress=progress)
     facts = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "part": part,

@@ -20,6 +20,7 @@ from screformer.train.arguments import (
     parse_arguments,
 )
 from screformer.train.batch_size import fit_training_batch_size, longest_cell
+from screformer.train.cell_dataset import CellDataset
 from screformer.train.collator import CellCollator
 from screformer.train.corpus_columns import describe_corpus, name_cells, read_column
 from screformer.train.figures import plot_proportions
@@ -89,7 +90,7 @@ def finetune(
     model = starting_model(
         ScReformerForCellClassification, corpus.tokenizer(), model_arguments, label_names=label_names
     )
-    batch = fit_training_batch_size(training, model, longest=longest_cell(corpus.dataset))
+    batch = fit_training_batch_size(training, model, longest=longest_cell(CellDataset(corpus)))
     trainer = _make_trainer(model, corpus, cells, data, training)
     return train_and_save(
         trainer,
@@ -182,8 +183,6 @@ def _make_trainer(
     data: FineTuningDataArguments,
     training: FineTuningArguments,
 ) -> CellTrainer:
-    dataset = corpus.dataset.select_columns(["input_ids", "gene_ids", data.label_column]).with_format("numpy")
-
     def collator(gene_dropout: float) -> CellCollator:
         return CellCollator.from_config(
             model.config,
@@ -196,8 +195,8 @@ def _make_trainer(
     return CellTrainer(
         model=model,
         args=training,
-        train_dataset=dataset.select(cells.rows[cells.split.train]),
-        eval_dataset=dataset.select(cells.rows[cells.split.validation]),
+        train_dataset=CellDataset(corpus, cells.rows[cells.split.train], columns=[data.label_column]),
+        eval_dataset=CellDataset(corpus, cells.rows[cells.split.validation], columns=[data.label_column]),
         data_collator=collator(data.gene_dropout),
         eval_data_collator=collator(0.0),
         processing_class=corpus.tokenizer(),

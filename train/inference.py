@@ -19,12 +19,14 @@ from screformer.train.batch_size import (
     longest_cell,
     tokens_of,
 )
+from screformer.train.cell_dataset import CellBatch, CellDataset
 from screformer.train.collator import CellCollator, GeneSpace
 
 # Cells of similar length are batched together within this many batches, so that little is padding.
 BATCHES_SORTED_TOGETHER = 32
 
 OutputName = Literal["logits", "cell_embedding"]
+Rows = CellDataset | Sequence[Mapping[str, Any]]  # Any: lists, arrays, text
 
 
 class BatchInference:
@@ -77,16 +79,14 @@ class BatchInference:
             self.batch_size = choose_inference_batch_size(self.model, num_tokens=num_tokens).batch_size
         return self.batch_size
 
-    def __call__(
-        self, rows: Sequence[Mapping[str, Any]], *, advance: Callable[[int], object] | None = None
-    ) -> npt.NDArray[np.float32]:
+    def __call__(self, rows: Rows, *, advance: Callable[[int], object] | None = None) -> npt.NDArray[np.float32]:
         """Return (cells, width).
 
         Parameters
         ----------
         rows
-            Cells as corpus rows: a `datasets.Dataset`, or any sequence of mappings with ``input_ids`` and ``gene_ids``
-            of the expressed genes.
+            Cells: a `CellDataset`, a `datasets.Dataset`, or any sequence of mappings with ``input_ids`` and
+            ``gene_ids`` of the expressed genes.
         advance
             Called after each batch with its number of cells.
 
@@ -113,7 +113,7 @@ class BatchInference:
 
 def predict_probabilities(
     model: ScReformerForCellClassification,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Rows,
     *,
     batch_size: BatchSize = 32,
     gene_space: GeneSpace | None = None,
@@ -126,7 +126,7 @@ def predict_probabilities(
     model
         A classifier, on the device to run on. Its training mode is the same afterwards.
     rows
-        Cells as corpus rows: a `datasets.Dataset`, or any sequence of mappings with ``input_ids`` and ``gene_ids``.
+        Cells: a `CellDataset`, a `datasets.Dataset`, or any sequence of mappings with ``input_ids`` and ``gene_ids``.
     batch_size
         Cells a forward pass; ``"auto"``: as many as fit into free memory. The probabilities do not depend on it.
     gene_space
@@ -139,7 +139,7 @@ def predict_probabilities(
 
 def predict_logits(
     model: ScReformerForCellClassification,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Rows,
     *,
     batch_size: BatchSize = 32,
     gene_space: GeneSpace | None = None,
@@ -163,16 +163,23 @@ def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def _batches_of_similar_length(
-    rows: Sequence[Mapping[str, Any]], batch_size: int
-) -> Iterator[tuple[list[int], list[Mapping[str, Any]]]]:
+    rows: Rows, batch_size: int
+) -> Iterator[tuple[npt.NDArray[np.int64], CellBatch | list[Mapping[str, Any]]]]:
     """Give (row numbers, rows) of each batch; the longest cells of a window come first, to fail early if at all."""
     window = batch_size * BATCHES_SORTED_TOGETHER
     for start in range(0, len(rows), window):
-        numbers = range(start, min(start + window, len(rows)))
-        # A `datasets.Dataset` fetches many rows at once much faster than one by one.
-        fetch = getattr(rows, "__getitems__", None)
-        cells = fetch(list(numbers)) if fetch is not None else [rows[number] for number in numbers]
-        order = sorted(range(len(cells)), key=lambda place: -len(cells[place]["gene_ids"]))
+        numbers = np.arange(start, min(start + window, len(rows)))
+        if isinstance(rows, CellDataset):
+            lengths, cells = rows.lengths_of(numbers), None
+        else:
+            # A `datasets.Dataset` fetches many rows at once much faster than one by one.
+            fetch = getattr(rows, "__getitems__", None)
+            cells = fetch(numbers.tolist()) if fetch is not None else [rows[number] for number in numbers]
+            lengths = np.array([len(cell["gene_ids"]) for cell in cells])
+        order = np.argsort(-lengths, kind="stable")
         for first in range(0, len(order), batch_size):
             places = order[first : first + batch_size]
-            yield [start + place for place in places], [cells[place] for place in places]
+            if isinstance(rows, CellDataset):
+                yield numbers[places], rows.__getitems__(numbers[places])
+            else:
+                yield numbers[places], [cells[place] for place in places]

@@ -6,7 +6,6 @@ import logging
 import sys
 from collections.abc import Sequence
 
-import datasets
 import numpy as np
 import numpy.typing as npt
 from transformers import set_seed
@@ -20,6 +19,7 @@ from screformer.train.arguments import (
     parse_arguments,
 )
 from screformer.train.batch_size import fit_training_batch_size, longest_cell
+from screformer.train.cell_dataset import CellDataset
 from screformer.train.collator import CellCollator
 from screformer.train.corpus_columns import describe_corpus, read_column
 from screformer.train.metrics import MaskedBinMetrics, keep_predicted_bins
@@ -69,7 +69,7 @@ def pretrain(
         return begun
     set_seed(training.seed)
     model = starting_model(ScReformerForMaskedLM, corpus.tokenizer(), model_arguments)
-    batch = fit_training_batch_size(training, model, longest=longest_cell(corpus.dataset))
+    batch = fit_training_batch_size(training, model, longest=longest_cell(CellDataset(corpus)))
     trainer = _make_trainer(model, corpus, data, training)
     return train_and_save(
         trainer,
@@ -85,7 +85,6 @@ def _make_trainer(
 ) -> CellTrainer:
     rows = _rows_to_learn_from(corpus, data)
     kept, held_out = (rows[part] for part in hold_out(len(rows), fraction=data.held_out_fraction, seed=training.seed))
-    cells: datasets.Dataset = corpus.dataset.select_columns(["input_ids", "gene_ids"]).with_format("numpy")
 
     def collator(*, deterministic: bool) -> CellCollator:
         return CellCollator.from_config(
@@ -100,8 +99,8 @@ def _make_trainer(
     return CellTrainer(
         model=model,
         args=training,
-        train_dataset=cells.select(kept),
-        eval_dataset=cells.select(held_out),
+        train_dataset=CellDataset(corpus, kept),
+        eval_dataset=CellDataset(corpus, held_out),
         data_collator=collator(deterministic=False),
         eval_data_collator=collator(deterministic=True),
         processing_class=corpus.tokenizer(),
@@ -114,7 +113,7 @@ def _make_trainer(
 def _rows_to_learn_from(corpus: Corpus, data: PretrainingDataArguments) -> npt.NDArray[np.int64]:
     """Return the corpus rows of all groups but the excluded ones."""
     if data.group_column is None:
-        return np.arange(len(corpus.dataset))
+        return np.arange(len(corpus))
     groups = read_column(corpus, data.group_column, argument="group_column")
     unknown = sorted(set(data.exclude_groups) - set(groups.tolist()))
     if unknown:

@@ -7,18 +7,23 @@ import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer
-from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
+from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint, seed_worker
 
 from screformer.train.arguments import ScReformerTrainingArguments
+from screformer.train.cell_dataset import CellDataset
 from screformer.train.collator import CellCollator
 from screformer.train.figures import plot_training_curves
 from screformer.train.result_files import read_json, software_versions, write_json
+from screformer.train.sampler import CellBatchSampler, Rank
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +34,9 @@ DEFINING_SETTINGS = (
     "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
     "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "lr_scheduler_type", "warmup_steps",
     "optim", "seed", "data_seed", "metric_for_best_model", "early_stopping_patience", "fp16", "bf16",
+    "shuffle_block_size", "shuffle_buffer_size", "train_sampling_strategy",
 )  # fmt: skip
+GROUP_BY_LENGTH = "group_by_length"
 
 
 class TrainingResult(NamedTuple):
@@ -40,7 +47,11 @@ class TrainingResult(NamedTuple):
 
 
 class CellTrainer(Trainer):
-    """The Trainer with a second collator for evaluation: no augmentation, and the same masks every time.
+    """The Trainer with block-shuffled cells, and a second collator for evaluation: the same masks every time.
+
+    Cells of a `CellDataset` are block-shuffled (`train_sampling_strategy` ``"random"``), and in batches of similar
+    length on top of it (``"group_by_length"``); each process reads its own part. Other data sets and strategies are the
+    Trainer's own.
 
     Parameters
     ----------
@@ -55,6 +66,42 @@ class CellTrainer(Trainer):
     def __init__(self, *args: Any, eval_data_collator: CellCollator, **kwargs: Any) -> None:  # Any: Trainer's own
         super().__init__(*args, **kwargs)
         self.eval_data_collator = eval_data_collator
+        self.batch_sampler: CellBatchSampler | None = None
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Return the loader of training cells."""
+        cells, training = self.train_dataset, self.args
+        if not isinstance(cells, CellDataset) or training.train_sampling_strategy not in ("random", GROUP_BY_LENGTH):
+            return super().get_train_dataloader()
+        self.batch_sampler = CellBatchSampler(
+            len(cells),
+            self._train_batch_size,
+            training.shuffling,
+            lengths_of=cells.lengths_of if training.train_sampling_strategy == GROUP_BY_LENGTH else None,
+            rank=Rank(training.process_index, training.world_size),
+            drop_last=training.dataloader_drop_last,
+        )
+        num_workers = training.dataloader_num_workers
+        loader = DataLoader(
+            cells,
+            batch_sampler=self.batch_sampler,
+            collate_fn=self.data_collator,
+            num_workers=num_workers,
+            pin_memory=training.dataloader_pin_memory,
+            persistent_workers=training.dataloader_persistent_workers,
+            multiprocessing_context=training.dataloader_multiprocessing_context,
+            prefetch_factor=training.dataloader_prefetch_factor,
+            worker_init_fn=partial(seed_worker, num_workers=num_workers, rank=training.process_index),
+        )
+        # The batches are this process's own; accelerate, told of one process, does not share them out again.
+        return prepare_data_loader(
+            loader, device=self.accelerator.device, num_processes=1, process_index=0, put_on_device=True
+        )
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:  # Any: Trainer's own
+        if isinstance(eval_dataset, CellDataset) and self.args.train_sampling_strategy == GROUP_BY_LENGTH:
+            return np.argsort(-eval_dataset.lengths, kind="stable")
+        return super()._get_eval_sampler(eval_dataset)
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:  # Any: Trainer's own
         """Return the loader of held-out cells."""
@@ -150,6 +197,8 @@ def train_and_save(
     training: ScReformerTrainingArguments = trainer.args
     folder = Path(str(training.output_dir))
     outcome = trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.batch_sampler is not None and trainer.batch_sampler.padding.num_tokens:
+        logger.info("%.1f%% of the tokens of training were padding", 100 * trainer.batch_sampler.padding.share)
     log_history = _finite(trainer.state.log_history)
     evaluation = trainer.evaluate()
     metrics = {

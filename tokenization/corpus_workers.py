@@ -1,0 +1,150 @@
+"""Work items run in this process, in a pool of processes, or on a Dask cluster; the results are the same."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import connection
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+# Every process works on one item at a time; its libraries would start as many threads as the machine has cores.
+THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+GO_ON = "The finished shards are kept: call it again with the same arguments to go on."
+
+
+def run_items(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    num_workers: int = 1,
+    scheduler: str | None = None,
+) -> Iterator[Result]:
+    """Yield `function(item)` of every item, in the order in which they are done; close it to stop the workers.
+
+    Parameters
+    ----------
+    function
+        Of a module, so that another process can import it.
+    items
+        What can be pickled.
+    num_workers
+        Processes of this machine; 1 is this process itself.
+    scheduler
+        Address of a Dask scheduler instead, such as "tcp://10.0.0.1:8786".
+
+    Raises
+    ------
+    ChildProcessError
+        A worker died, as when the system ran out of memory.
+    ConnectionError
+        No scheduler answers.
+    ImportError
+        `distributed` is not installed.
+    Exception
+        What `function` raises.
+    """
+    if scheduler is not None:
+        yield from _run_on_dask(function, items, scheduler)
+    elif num_workers == 1 or len(items) < 2:
+        yield from map(function, items)
+    else:
+        yield from _run_in_pool(function, items, min(num_workers, len(items)))
+
+
+def available_cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _run_in_pool(function: Callable[[Item], Result], items: Sequence[Item], num_workers: int) -> Iterator[Result]:
+    waiting = iter(items)
+    with _environment(dict.fromkeys(THREAD_SETTINGS, "1")):
+        # "spawn": a fork would copy locks and threads of libraries in whatever state they are.
+        pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), initializer=_begin_worker)
+        try:
+            # Two items a worker: none waits, and memory does not grow with the number of items.
+            running = {pool.submit(function, item) for item, _ in zip(waiting, range(2 * num_workers), strict=False)}
+            while running:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield _result(future)
+                running |= {pool.submit(function, item) for item, _ in zip(waiting, done, strict=False)}
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _result(future: Future[Result]) -> Result:
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        msg = (
+            "num_workers: a worker process died; perhaps the system ended it because memory was short (use fewer "
+            "workers), or a script that is no module started it (put its calls under `if __name__ == '__main__':`). "
+            f"{GO_ON}"
+        )
+        raise ChildProcessError(msg) from error
+
+
+def _begin_worker() -> None:
+    """Make a worker end when the process that started it does, even by force: it would wait for items forever."""
+    import pyarrow as pa
+
+    pa.set_cpu_count(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the workers in order
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _run_on_dask(function: Callable[[Item], Result], items: Sequence[Item], address: str) -> Iterator[Result]:
+    try:
+        from distributed import Client, as_completed
+        from distributed.scheduler import KilledWorker
+    except ImportError as error:
+        msg = 'scheduler: needs Dask. Install it here and on the workers: pip install "screformer[distributed]"'
+        raise ImportError(msg) from error
+    try:
+        client = Client(address, timeout=10, set_as_default=False)
+    except (OSError, ValueError) as error:
+        msg = f"scheduler: no Dask scheduler answers at {address!r} ({error}); start one with `dask scheduler`"
+        raise ConnectionError(msg) from error
+    with client:
+        # Not "pure": a result of an earlier run must not stand for the file that this run is to write.
+        futures = client.map(function, items, pure=False)
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except KilledWorker as error:
+            msg = f"scheduler: several workers died on one item, perhaps for want of memory ({error}). {GO_ON}"
+            raise ChildProcessError(msg) from error
+        finally:
+            client.cancel(futures)
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set environment variables, which child processes inherit, for a while."""
+    before: dict[str, Any] = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
