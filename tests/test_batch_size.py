@@ -30,6 +30,7 @@ from screformer.train.batch_size import (
     read_batch_size,
     tokens_of,
 )
+from screformer.train.cell_dataset import CellDataset
 from screformer.train.inference import BatchInference, predict_logits
 from screformer.train.memory import USED_SHARE, largest_batch_size, predict_memory
 from screformer.train.pretrain import pretrain
@@ -101,7 +102,7 @@ def test_inference_takes_as_many_cells_as_fit_and_says_so(model, give_memory, ca
 def test_expressed_cells_are_as_long_as_the_longest_and_full_ones_have_every_gene(model, corpus):
     rows = open_corpus(corpus).dataset
     longest = max(len(row["gene_ids"]) for row in rows)
-    assert longest_cell(rows) == longest_cell(list(rows)) == longest
+    assert longest_cell(rows) == longest_cell(list(rows)) == longest_cell(CellDataset(open_corpus(corpus))) == longest
     assert longest_cell(rows.select([0, 1])) >= longest_cell(list(rows.select([0, 1])))
     assert longest_cell([]) == 1
     assert tokens_of(model.config, "full", 5) == NUM_GENES

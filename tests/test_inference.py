@@ -7,6 +7,7 @@ from small_corpus import NUM_GENES, make_corpus
 
 from screformer.modeling_screformer import ScReformerForCellClassification, ScReformerModel
 from screformer.tokenization.corpus import open_corpus
+from screformer.train.cell_dataset import CellDataset
 from screformer.train.collator import CellCollator
 from screformer.train.inference import BatchInference, predict_logits, predict_probabilities
 
@@ -66,6 +67,12 @@ def test_probabilities_sum_to_one_for_lists_and_datasets_alike(model, rows, corp
     from_dataset = predict_probabilities(model, corpus.dataset.with_format("numpy"), progress=False)
     np.testing.assert_allclose(from_list.sum(1), 1, atol=1e-6)
     np.testing.assert_array_equal(from_list, from_dataset)
+    cells = CellDataset(corpus)
+    np.testing.assert_array_equal(from_list, predict_probabilities(model, cells, progress=False))
+    turned = predict_probabilities(model, CellDataset(corpus, np.arange(48)[::-1]), batch_size=5, progress=False)
+    np.testing.assert_allclose(turned[::-1], from_list, atol=1e-5)
+    flat = cells.__getitems__(range(48))
+    np.testing.assert_allclose(predict_probabilities(model, flat, progress=False), from_list, atol=1e-5)
     assert from_list.dtype == np.float32
 
 

@@ -12,6 +12,7 @@ from screformer.tokenization.corpus import open_corpus
 from screformer.train import pretrain as pretrain_module
 from screformer.train import training_run
 from screformer.train.arguments import ModelArguments, PretrainingArguments, PretrainingDataArguments
+from screformer.train.cell_dataset import CellDataset
 from screformer.train.collator import CellCollator
 from screformer.train.pretrain import main, pretrain
 from screformer.train.training_run import CellTrainer, early_stopping
@@ -145,7 +146,7 @@ def test_accumulation_changes_neither_loss_nor_gradient(corpus, tmp_path, gene_s
                 save_strategy="no",
                 load_best_model_at_end=False,
             ),
-            train_dataset=open_corpus(corpus).dataset.select_columns(["input_ids", "gene_ids"]),
+            train_dataset=CellDataset(open_corpus(corpus)),
             data_collator=collator,
             eval_data_collator=collator,
         )

@@ -26,7 +26,7 @@ from screformer.train.collator import CellCollator, GeneSpace
 BATCHES_SORTED_TOGETHER = 32
 
 OutputName = Literal["logits", "cell_embedding"]
-Rows = CellDataset | Sequence[Mapping[str, Any]]  # Any: lists, arrays, text
+Rows = CellDataset | CellBatch | Sequence[Mapping[str, Any]]  # Any: lists, arrays, text
 
 
 class BatchInference:
