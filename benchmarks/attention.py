@@ -30,6 +30,7 @@ from screformer.benchmarks.contest import (
     find_ratio,
     judge,
     run_from_command_line,
+    run_growth,
     run_series,
 )
 from screformer.benchmarks.measuring import STEPS, Row, Shape
@@ -85,7 +86,7 @@ def benchmark_attention(
         content = describe_results(
             "How fast is attention, and how much memory does it need?",
             results,
-            judge_attention(results.measurements, shape.length),
+            judge_attention(results, shape.length),
             contestants=chosen,
             shape=shape,
             limits=limits,
@@ -98,14 +99,15 @@ def benchmark_attention(
     growing = [replace(shape, length=length) for length in all_lengths]
     run_series("length", chosen, growing, results, limits=limits, after_shape=save)
     batches = [replace(shape, length=short_length, batch_size=size) for size in sorted({*batch_sizes})]
+    run_growth(OURS, chosen[OURS], growing, results, limits=limits)
     run_series("batch", chosen, batches, results, limits=limits, after_shape=save)
     return save()
 
 
-def judge_attention(measurements: Sequence[Row], length: int) -> list[Row]:
+def judge_attention(results: Results, length: int) -> list[Row]:
     """Return the targets of attention alone at batch 1 and this length, and whether they are met."""
-    ratio = partial(find_ratio, measurements, series="length", batch_size=1, length=length)
-    exponents = compute_exponents(measurements)
+    ratio = partial(find_ratio, results.measurements, series="length", batch_size=1, length=length)
+    exponents = compute_exponents(results.measurements, results.growth)
     return [
         judge(
             f"forward, length {length}: times faster than transformers",

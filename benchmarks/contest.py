@@ -89,10 +89,13 @@ class Results:
         ``peak_bytes`` and ``parameter_gradient_bytes``.
     skipped
         ``series``, ``step``, ``contestant``, the shape's three numbers and the ``reason``.
+    growth
+        ``step``, ``contestant``, ``length``, ``seconds`` and ``median_seconds`` of lengths timed in turn.
     """
 
     measurements: list[Row] = field(default_factory=list)
     skipped: list[Row] = field(default_factory=list)
+    growth: list[Row] = field(default_factory=list)
 
 
 DEFAULT_LIMITS = Limits()
@@ -149,6 +152,33 @@ def run_series(
         after_shape()
 
 
+def run_growth(name: str, contestant: Contestant, shapes: Sequence[Shape], results: Results, *, limits: Limits) -> None:
+    """Time one contestant at all lengths in turn, round after round, adding to `results.growth`.
+
+    In a series the longer lengths come minutes after the shorter ones, and a machine that has become slower in between
+    looks like an exponent. Here a slow minute meets every length.
+
+    Parameters
+    ----------
+    name, contestant
+        Whom to time.
+    shapes
+        One a length; those between 4k and 64k are taken.
+    results
+        Where rows go.
+    limits
+        How often and where.
+    """
+    lengths = {shape.length: shape for shape in shapes if FIT_FROM <= shape.length <= FIT_TO}
+    for step in STEPS:
+        calls = {
+            str(length): make_call(contestant.build(shape, limits.device), step) for length, shape in lengths.items()
+        }
+        for length, seconds in time_in_turn(calls, repeats=limits.repeats, device=limits.device).items():
+            row = {"step": step, "contestant": name, "length": int(length)}
+            results.growth.append({**row, "seconds": seconds, "median_seconds": median(seconds)})
+
+
 def _time_contestants(
     contestants: Mapping[str, Contestant], shape: Shape, step: Step, limits: Limits
 ) -> Iterator[tuple[str, list[float]]]:
@@ -182,14 +212,20 @@ def compute_ratios(measurements: Sequence[Row], *, ours: str) -> list[Row]:
     return ratios
 
 
-def compute_exponents(measurements: Sequence[Row]) -> dict[str, dict[str, float | None]]:
-    """Return step -> contestant -> exponent of time over length between 4k and 64k genes, in the series ``length``."""
+def compute_exponents(measurements: Sequence[Row], growth: Sequence[Row] = ()) -> dict[str, dict[str, float | None]]:
+    """Return step -> contestant -> exponent of time over length between 4k and 64k genes.
+
+    From the lengths timed in turn (`growth`) where a contestant has some, otherwise from the series ``length``.
+    """
     exponents: dict[str, dict[str, float | None]] = {}
     for step in STEPS:
         rows = [row for row in measurements if row["series"] == "length" and row["step"] == step]
+        in_turn = [row for row in growth if row["step"] == step]
         exponents[step] = {}
-        for name in dict.fromkeys(row["contestant"] for row in rows):
-            fitted = [row for row in rows if row["contestant"] == name and FIT_FROM <= row["length"] <= FIT_TO]
+        for name in dict.fromkeys(row["contestant"] for row in (*rows, *in_turn)):
+            own = [row for row in in_turn if row["contestant"] == name]
+            own = own or [row for row in rows if row["contestant"] == name]
+            fitted = [row for row in own if FIT_FROM <= row["length"] <= FIT_TO]
             exponents[step][name] = fit_exponent(
                 [row["length"] for row in fitted], [row["median_seconds"] for row in fitted]
             )
@@ -242,7 +278,8 @@ def describe_results(
         "shape": asdict(shape),
         "limits": asdict(limits),
         "targets": targets,
-        "exponents": compute_exponents(results.measurements),
+        "exponents": compute_exponents(results.measurements, results.growth),
+        "growth": results.growth,
         "ratios": compute_ratios(results.measurements, ours=OURS),
         "skipped": results.skipped,
         "measurements": results.measurements,

@@ -32,6 +32,7 @@ from screformer.benchmarks.contest import (
     find_row,
     judge,
     run_from_command_line,
+    run_growth,
     run_series,
 )
 from screformer.benchmarks.measuring import STEPS, Row, Shape
@@ -91,7 +92,7 @@ def benchmark_encoder(
         content = describe_results(
             "How fast is an encoder, and how much memory does it need?",
             results,
-            judge_encoder(results.measurements, shape.length),
+            judge_encoder(results, shape.length),
             contestants=chosen,
             shape=shape,
             limits=limits,
@@ -108,13 +109,15 @@ def benchmark_encoder(
     }
     for series, of_series in shapes.items():
         run_series(series, chosen, of_series, results, limits=limits, after_shape=save)
+    run_growth(OURS, chosen[OURS], shapes["length"], results, limits=limits)
     return save()
 
 
-def judge_encoder(measurements: Sequence[Row], length: int) -> list[Row]:
+def judge_encoder(results: Results, length: int) -> list[Row]:
     """Return the targets of a 6-layer encoder at batch 1 and this length, and whether they are met."""
+    measurements = results.measurements
     ratio = partial(find_ratio, measurements, series="depth", batch_size=1, length=length, num_layers=DEEP)
-    exponents = compute_exponents(measurements)
+    exponents = compute_exponents(measurements, results.growth)
     targets = []
     for step in STEPS:
         faster = ratio("median_seconds", "transformers", OURS, step=step)

@@ -68,6 +68,8 @@ def format_results(results: Mapping[str, Any]) -> str:
                 f"## {STEP_TITLES[step]}, by {SERIES_TITLES[series].lower()}",
                 _format_series(results, series, step, titles),
             ]
+    if results.get("growth"):
+        parts += ["## Growth with length (lengths timed in turn)", _format_growth(results, titles)]
     if results["skipped"]:
         parts += ["## Skipped", _format_skipped(results["skipped"], titles)]
     return "\n\n".join(parts) + "\n"
@@ -245,6 +247,21 @@ def _format_series(results: Mapping[str, Any], series: str, step: str, titles: M
         lines.append([titles[row["contestant"]], size, f"{row['median_seconds']:.4f}", times, megabytes, memories])
     header = ["Contestant", SERIES_TITLES[series], "Seconds", "Time to ours", "Peak MB", "Memory to ours"]
     return format_table(header, lines)
+
+
+def _format_growth(results: Mapping[str, Any], titles: Mapping[str, str]) -> str:
+    """Return one row a length and step, with the time a thousand genes; the fitted exponents are in the targets."""
+    lines = [
+        [
+            titles[row["contestant"]],
+            STEP_TITLES[row["step"]],
+            f"{row['length']:,}",
+            f"{row['median_seconds']:.4f}",
+            f"{row['median_seconds'] / row['length'] * 1e6:.1f}",
+        ]
+        for row in results["growth"]
+    ]
+    return format_table(["Contestant", "Step", "Length", "Seconds", "ms a thousand genes"], lines)
 
 
 def _format_skipped(skipped: Sequence[Row], titles: Mapping[str, str]) -> str:

@@ -13,10 +13,11 @@ from screformer.benchmarks.contest import (
     compute_ratios,
     find_row,
     judge,
+    run_growth,
     run_series,
 )
 from screformer.benchmarks.measuring import CannotRunError, MemoryUse, Shape
-from screformer.benchmarks.rivals import ATTENTION
+from screformer.benchmarks.rivals import ATTENTION, Contestant
 
 SHAPE = Shape(128, hidden_size=16, num_heads=2, intermediate_size=64, bucket_size=16, num_hashes=2)
 NAMES = ["ours", "ours_bfloat16", "transformers", "exact"]
@@ -147,9 +148,29 @@ def test_exponents_are_fitted_between_4k_and_64k_only():
     assert exponents["training"] == {}
 
 
+def test_lengths_timed_in_turn_decide_the_exponent():
+    rows = [row("ours", 1.0, 4096), row("ours", 1e6, 65_536), row("exact", 1.0, 4096), row("exact", 256.0, 65_536)]
+    growth = [{"step": "forward", "contestant": "ours", "length": n, "median_seconds": n**1.05} for n in (4096, 65_536)]
+    exponents = compute_exponents(rows, growth)
+    assert exponents["forward"] == {"ours": pytest.approx(1.05), "exact": pytest.approx(2.0)}
+
+
+def test_growth_times_each_length_between_4k_and_64k_in_turn(monkeypatch):
+    order = []
+    monkeypatch.setattr(contest, "make_call", lambda workload, step: lambda: order.append((step, workload)))
+    contestant = Contestant("ours", lambda shape, device: shape.length)
+    results = Results()
+    shapes = [Shape(length) for length in (1024, 4096, 65_536, 131_072)]
+    run_growth("ours", contestant, shapes, results, limits=Limits(repeats=2))
+    assert order == [(step, length) for step in ("forward", "training") for _ in range(3) for length in (4096, 65_536)]
+    assert [(row["step"], row["length"], len(row["seconds"])) for row in results.growth] == [
+        (step, length, 2) for step in ("forward", "training") for length in (4096, 65_536)
+    ]
+
+
 def test_targets_are_judged_from_the_measurements():
     rows = [row("ours", 1.0), row("transformers", 4.5), row("exact", 7.0)]
-    assert [target["is_met"] for target in judge_attention(rows, 4096)] == [True, False, None, None]
+    assert [target["is_met"] for target in judge_attention(Results(rows), 4096)] == [True, False, None, None]
     assert judge("x", 1.2, at_most=1.1) == {"target": "x", "at_most": 1.1, "measured": 1.2, "is_met": False}
 
 

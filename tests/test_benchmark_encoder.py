@@ -3,7 +3,7 @@ import json
 import pytest
 
 from screformer.benchmarks import contest
-from screformer.benchmarks.contest import Limits
+from screformer.benchmarks.contest import Limits, Results
 from screformer.benchmarks.encoder import benchmark_encoder, judge_encoder, main
 from screformer.benchmarks.measuring import MemoryUse, Shape
 
@@ -55,7 +55,9 @@ def test_targets_are_judged_from_the_measurements():
         row("transformers", 3.5, 6, 13_000),
         row("ours_bfloat16", 1.25, 6, 2000),
     ]
-    targets = {target["target"]: (target["measured"], target["is_met"]) for target in judge_encoder(rows, 4096)}
+    targets = {
+        target["target"]: (target["measured"], target["is_met"]) for target in judge_encoder(Results(rows), 4096)
+    }
     assert targets["training, 6 layers: times faster than transformers"] == (3.5, True)
     assert targets["forward, 6 layers: times faster than transformers"] == (None, None)
     assert targets["training, 6 layers: peak memory divided by transformers'"] == (0.2, True)
