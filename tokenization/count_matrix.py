@@ -132,6 +132,12 @@ class CountMatrix:
         with reading(self.name, f"obs column {name!r}"):
             return self._file.obs_column(name, start, self._stop(stop))
 
+    @property
+    def var(self) -> pd.DataFrame:
+        """Names of all genes of the file, as index, and what else is known of them, as text."""
+        with reading(self.name, "names of genes"):
+            return self._file.var(self.count_source)
+
     def map_genes(self, vocabulary: GeneVocabulary) -> GeneMapping:
         """Position in `vocabulary` of each column."""
         return vocabulary.map_names(self.gene_names)
@@ -160,6 +166,7 @@ class CountMatrix:
             with reading(self.name, f"cells {first} to {last - 1} of {self.count_source}"):
                 block = rows.read(first, last)
             yield block
+            del block  # two blocks are not held while the next is read, if the caller lets go too
 
     def close(self) -> None:
         """Close the file, and remove what was written temporarily."""
@@ -262,7 +269,9 @@ def open_count_matrix(
     stored = None
     try:
         with reading(file.name, file.format):
-            _check_size(file)
+            if file.num_cells == 0:
+                msg = f"path: {file.name} has no cells"
+                raise ValueError(msg)
             stored, evidence = _choose_counts(file, layer, allow, opened)
             var = file.var(evidence[0].source)
             genes = _name_genes(var, gene_column, vocabulary or GeneVocabulary.human_v1())
@@ -278,16 +287,6 @@ def open_count_matrix(
         raise
     logger.info("%r", matrix)
     return matrix
-
-
-def _check_size(file: CellFile) -> None:
-    if file.num_cells == 0:
-        msg = f"path: {file.name} has no cells"
-        raise ValueError(msg)
-    for place in file.places:
-        if place.is_tried and len(file.var(place.source)) == 0:
-            msg = f"path: {file.name} has no genes in {place.source}"
-            raise ValueError(msg)
 
 
 def _choose_counts(
@@ -320,9 +319,10 @@ def _choose_counts(
 def _open_or_explain(file: CellFile, source: str) -> StoredRows | StoredColumns | str:
     """Open a matrix, or return why it cannot be."""
     try:
-        return file.open_matrix(source)
+        stored = file.open_matrix(source)
     except ValueError as error:
         return str(error)
+    return stored if stored.shape[1] else "it has no genes."
 
 
 def _first_with_counts(evidence: list[CountEvidence], allow: Collection[str]) -> CountEvidence | None:

@@ -318,7 +318,8 @@ def check_indices(indices: npt.NDArray[np.integer], limit: int, where: str) -> N
     ValueError
         There is one.
     """
-    if indices.size and (indices.max() >= limit or indices.min() < 0):
+    # As unsigned numbers negative ones are large: one pass finds both.
+    if indices.size and indices.view(f"u{indices.itemsize}").max() >= limit:
         wrong = indices[(indices >= limit) | (indices < 0)][0]
         msg = (
             f"the sparse matrix is damaged: among the indices {where} is {wrong}, allowed are 0 to {limit - 1}. "
