@@ -136,7 +136,7 @@ def inspect(
     from .train.result_files import write_json
 
     def read() -> bool:
-        if json is not None and (json.is_dir() or json.resolve() == Path(file).resolve()):
+        if json is not None and (json.is_dir() or (json.exists() and json.samefile(file))):
             raise ValueError(f"--json {json}: the name of a new file is needed")
         tokenizer = ScReformerTokenizer()
         passport = inspect_file(

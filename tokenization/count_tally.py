@@ -11,8 +11,6 @@ from scipy.sparse import csr_matrix
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 # No count is larger: a value above is a mistake of units, or of memory.
 LARGEST_COUNT = 2**31 - 1
-# Of cells with fewer genes the smallest count says little.
-LEAST_GENES_FOR_ONES = 100
 
 
 class Distribution(NamedTuple):
@@ -58,8 +56,6 @@ class CountTally:
         Sum of the counts of mitochondrial genes.
     largest
         Largest count.
-    num_without_ones, num_judged_for_ones
-        Cells whose smallest count is above 1, of the cells with at least 100 genes: in raw counts there are none.
     num_not_finite, num_negative, num_too_large, num_fractional
         Values that are no counts. All but the fractional ones count as 0 in the sums.
     """
@@ -74,7 +70,6 @@ class CountTally:
         self.num_without_counts = self.num_empty_cells = self.num_below_minimum = 0
         self.mitochondrial_counts = 0.0
         self.largest = 0.0
-        self.num_without_ones = self.num_judged_for_ones = 0
         self.num_not_finite = self.num_negative = self.num_too_large = self.num_fractional = 0
         self.first_found: dict[str, FoundValue] = {}
         self._weights = np.stack([np.ones(num_genes), is_known, is_mitochondrial], axis=1)
@@ -108,7 +103,7 @@ class CountTally:
         values = self._check_values(block)
         sums = csr_matrix((values, block.indices, block.indptr), shape=block.shape) @ self._weights
         self.gene_counts += np.bincount(block.indices, weights=values, minlength=len(self.gene_counts))
-        num_genes = self._count_genes(block.indptr, values)
+        num_genes = _count_genes(block.indptr, values)
         self._genes_of_cells += np.bincount(num_genes, minlength=len(self._genes_of_cells))
         self._sums_of_cells.add(sums[:, 0])
         self.num_without_counts += int((sums[:, 0] == 0).sum())
@@ -148,19 +143,6 @@ class CountTally:
             row = int(np.searchsorted(block.indptr, entry, side="right")) - 1
             self.first_found[name] = FoundValue(float(block.data[entry]), self.num_cells + row)
 
-    def _count_genes(self, indptr: npt.NDArray[np.integer], values: npt.NDArray[np.generic]) -> npt.NDArray[np.integer]:
-        """Return how many genes of each cell have counts, and see whether the smallest counts are 1."""
-        if values.size == 0:
-            return np.diff(indptr)
-        has_zeros = bool(values.min() == 0)
-        num_genes = np.diff(np.concatenate([[0], np.cumsum(values > 0)])[indptr]) if has_zeros else np.diff(indptr)
-        judged = num_genes >= LEAST_GENES_FOR_ONES
-        if judged.any():
-            num_ones = np.diff(np.concatenate([[0], np.cumsum(values == 1)])[indptr])
-            self.num_judged_for_ones += int(judged.sum())
-            self.num_without_ones += int((num_ones[judged] == 0).sum())
-        return num_genes
-
 
 class _SumHistogram:
     """How often sums occur, by the first 8 binary digits of each: numbers to 256 exactly."""
@@ -188,6 +170,13 @@ def _quantiles(values: npt.NDArray[np.generic], counts: npt.NDArray[np.int64]) -
         return Distribution(*[0.0] * len(QUANTILES))
     places = np.floor(np.array(QUANTILES) * (cumulated[-1] - 1)).astype(np.int64)
     return Distribution(*[float(value) for value in values[np.searchsorted(cumulated, places, side="right")]])
+
+
+def _count_genes(indptr: npt.NDArray[np.integer], values: npt.NDArray[np.generic]) -> npt.NDArray[np.integer]:
+    """Return how many entries of each cell are not 0."""
+    if values.size == 0 or values.min() > 0:
+        return np.diff(indptr)
+    return np.diff(np.concatenate([[0], np.cumsum(values > 0)])[indptr])
 
 
 def _check_form(block: csr_matrix, num_genes: int) -> None:
