@@ -3,6 +3,7 @@
 # make test-slow    the longer checks
 # make lint         lint and types only
 # make bench        cell types of unseen donors, beside logistic regression
+# make bench-corpus speed and memory of making and reading a corpus, on an idle machine; half an hour
 # make bench-speed  time and memory beside other libraries, on an idle machine; an hour
 
 PYTHON ?= python3
@@ -11,12 +12,14 @@ VENV ?= .venv
 PIP_ARGS ?=
 # For example: make bench-speed SPEED_ARGS="--repeats 3"
 SPEED_ARGS ?=
+# For example: make bench-corpus CORPUS_ARGS="--cells 1000000 --work /scratch/tokenizing"
+CORPUS_ARGS ?=
 # Threads that wait asleep instead of spinning: on a busy machine spinning threads halve the speed and more.
 export OMP_WAIT_POLICY ?= PASSIVE
 PIP := $(VENV)/bin/pip --disable-pip-version-check install --quiet --constraint constraints.txt $(PIP_ARGS)
 SOURCES := $(shell find modeling_screformer tokenization train annotation benchmarks model_cards -type f -not -name '*.pyc')
 
-.PHONY: quickstart test test-slow lint bench bench-speed clean
+.PHONY: quickstart test test-slow lint bench bench-corpus bench-speed clean
 
 quickstart: $(VENV)/.installed
 	$(VENV)/bin/screformer quickstart --output quickstart
@@ -34,6 +37,10 @@ lint: $(VENV)/.developed
 
 bench: $(VENV)/.installed
 	$(VENV)/bin/screformer benchmark donors --output benchmarks/results
+
+bench-corpus: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(VENV)/bin/screformer benchmark tokenizing $(CORPUS_ARGS)
+	$(VENV)/bin/screformer benchmark feeding
 
 bench-speed: $(VENV)/.developed
 	$(VENV)/bin/python -m screformer.benchmarks.attention $(SPEED_ARGS)

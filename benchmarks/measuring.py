@@ -160,9 +160,9 @@ def peak_memory(call: Callable[[], None], *, device: str = "cpu") -> int:
         raise OSError(f"peak memory on the CPU needs Linux, which has {clear_refs}; this is {sys.platform}.")
     _give_back_freed_memory()
     clear_refs.write_text(CLEAR_PEAK)
-    before = _status_bytes("VmRSS")
+    before = status_bytes("VmRSS")
     call()
-    return _status_bytes("VmHWM") - before
+    return status_bytes("VmHWM") - before
 
 
 def memory_in_new_process(
@@ -256,11 +256,12 @@ def _limit_memory(gigabytes: float) -> None:
     """Make this process fail, rather than the machine, when it asks for more than this above what it has."""
     import resource  # Unix only
 
-    most = _status_bytes("VmData") + int(gigabytes * GIGABYTE)
+    most = status_bytes("VmData") + int(gigabytes * GIGABYTE)
     resource.setrlimit(resource.RLIMIT_DATA, (most, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
-def _status_bytes(name: str) -> int:
+def status_bytes(name: str) -> int:
+    """Return a size that Linux gives of this process: VmRSS is what is resident, VmHWM the most that ever was."""
     found = re.search(rf"^{name}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
     assert found is not None, f"Linux gives {name} of every process"
     return int(found[1]) * 1024

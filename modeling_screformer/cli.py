@@ -336,6 +336,18 @@ def benchmark_rounds(context: typer.Context) -> None:
     _start("benchmarks.rounds", context.args)
 
 
+@benchmark.command("tokenizing", context_settings=TRAINER_COMMAND, add_help_option=False)
+def benchmark_tokenizing(context: typer.Context) -> None:
+    """Speed and memory of making a corpus. Example: screformer benchmark tokenizing --cells 1000000 --work scratch"""
+    _start("benchmarks.tokenizing", context.args)
+
+
+@benchmark.command("feeding", context_settings=TRAINER_COMMAND, add_help_option=False)
+def benchmark_feeding(context: typer.Context) -> None:
+    """Speed of reading a corpus in shuffled order. Example: screformer benchmark feeding --output benchmarks/results"""
+    _start("benchmarks.feeding", context.args)
+
+
 @benchmark.command("donors", context_settings=TRAINER_COMMAND, add_help_option=False)
 def benchmark_donors(context: typer.Context) -> None:
     """Cell types of donors never seen. Example: screformer benchmark donors --output benchmarks/results"""
