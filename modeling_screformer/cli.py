@@ -121,6 +121,9 @@ def inspect(
         int, typer.Option(min=0, help="Genes that a cell should have; those with fewer are counted.")
     ] = 200,
     allow: Allow = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Corpus or checkpoint: say how many of the cells it has seen, by their counts.")
+    ] = None,
     json: Annotated[
         Path | None, typer.Option("--json", help="Write everything, all genes not matched too, here.")
     ] = None,
@@ -130,7 +133,9 @@ def inspect(
     \b
     Example:
       screformer inspect cells.h5ad --json passport.json
+      screformer inspect cells.h5ad --against quickstart/corpus
     """
+    from .tokenization.overlap import find_seen_cells, tokenizer_of
     from .tokenization.passport import inspect_file
     from .tokenization.tokenization_screformer import ScReformerTokenizer
     from .train.result_files import write_json
@@ -138,13 +143,17 @@ def inspect(
     def read() -> bool:
         if json is not None and (json.is_dir() or (json.exists() and json.samefile(file))):
             raise ValueError(f"--json {json}: the name of a new file is needed")
-        tokenizer = ScReformerTokenizer()
-        passport = inspect_file(
-            file, tokenizer, layer=layer, gene_column=gene_column, min_genes=min_genes, allow=allow or ()
-        )
+        where = {"layer": layer, "gene_column": gene_column, "allow": allow or ()}
+        tokenizer = ScReformerTokenizer() if against is None else tokenizer_of(against)
+        passport = inspect_file(file, tokenizer, min_genes=min_genes, **where)
         _say(str(passport))
+        record = passport.to_dict()
+        if against is not None and not passport.refusals:
+            seen = find_seen_cells(file, against, **where)
+            _say(f"{'seen':<15}{seen.num_seen:,} of {seen.num_cells:,} cells ({seen.share:.1%}) are in {against}")
+            record["seen"] = {"folder": str(against), "num_seen": seen.num_seen, "num_indexed": seen.num_indexed}
         if json is not None:
-            write_json(json, passport.to_dict())
+            write_json(json, record)
         return not passport.refusals
 
     if not _run(read):

@@ -163,7 +163,7 @@ def test_the_share_of_mitochondrial_counts(cells, inspect) -> None:
         (lambda counts: counts * 0.1, "not-counts", "looks normalised"),
         (lambda counts: -counts, "invalid-values", "values are negative, which looks scaled, such as -.* in row 0"),
         (lambda counts: counts * np.float32(1e30), "invalid-values", "larger than 2147483647, which no count is"),
-        (lambda counts: counts * 0, "no-counts", "all values are 0. Found in X"),
+        (lambda counts: counts * 0, "no-counts", "the values are all 0. Found in X"),
     ],
 )
 def test_values_that_are_no_counts_are_refused(cells, inspect, change, code: str, message: str) -> None:

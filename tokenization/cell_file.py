@@ -101,6 +101,11 @@ def reading(name: str, what: str) -> Iterator[None]:
     """
     try:
         yield
+    except ValueError as error:
+        if name in str(error):
+            raise
+        msg = f"{name}: {error}"
+        raise ValueError(msg) from error
     except (FileNotFoundError, PermissionError):
         raise
     except (OSError, EOFError, KeyError, RuntimeError) as error:

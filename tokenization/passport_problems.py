@@ -111,7 +111,7 @@ def _value_problems(matrix: CountMatrix, tally: CountTally) -> Iterator[Problem]
             yield Problem("invalid-values", message, remedy)
     if tally.total_counts == 0:
         if not tally.first_found:
-            yield Problem("no-counts", f"counts: all values are 0. Found in {where}", remedy)
+            yield Problem("no-counts", f"counts: the values are all 0. Found in {where}", remedy)
         return
     if tally.num_fractional:
         value, row = tally.first_found["fractional"]

@@ -26,6 +26,10 @@ def written_aside(path: str | Path) -> Iterator[Path]:
     try:
         yield aside
         aside.replace(target)
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, str(target)) from error  # such as a full disk, which names no file
     finally:
         aside.unlink(missing_ok=True)
 
