@@ -338,7 +338,8 @@ def _no_counts(file: CellFile, layer: str | None, evidence: list[CountEvidence],
     remedy = (
         f"Pass layer= one of {others} (--layer)."
         if others
-        else "Raw counts are needed: ask the file's authors for them."
+        else "Raw counts are needed: ask the file's authors for them, or, if you know that these are counts, pass "
+        "allow=['not-counts'] (--allow not-counts)."
     )
     if not problems and others:
         problems = ["Several places hold counts, and which one is meant is not clear."]

@@ -40,16 +40,26 @@ class NumbersFile:
         self.dtype = np.dtype(dtype)
         self.shape = (path.stat().st_size // self.dtype.itemsize,)
         self._file = path.open("rb", buffering=0)
+        self.close = weakref.finalize(self, self._file.close)
 
     def __getitem__(self, run: slice) -> npt.NDArray[Any]:
         """Return the numbers of a run without steps."""
         start, stop, _ = run.indices(self.shape[0])
-        self._file.seek(start * self.dtype.itemsize)
-        return np.fromfile(self._file, self.dtype, max(0, stop - start))
+        numbers = np.empty(max(0, stop - start), self.dtype)
+        left, position = memoryview(numbers).cast("B"), start * self.dtype.itemsize
+        while left:
+            size = self._read_into(left, position)
+            if size == 0:
+                msg = f"{self._file.name} became shorter while it was read"
+                raise EOFError(msg)
+            left, position = left[size:], position + size
+        return numbers
 
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+    def _read_into(self, buffer: memoryview, position: int) -> int:
+        if hasattr(os, "preadv"):  # forked processes share the file's position, which this leaves alone
+            return os.preadv(self._file.fileno(), [buffer], position)
+        self._file.seek(position)
+        return self._file.readinto(buffer) or 0
 
 
 class TemporaryRows(CompressedRows):

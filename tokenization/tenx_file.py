@@ -193,7 +193,11 @@ class _Mtx:
             if not line:
                 msg = f"{path.name} ends before the line with its sizes: it was cut off; copy or download it again"
                 raise ValueError(msg)
-        self.num_genes, self.num_cells, self.num_entries = map(int, line.split())
+        sizes = line.split()
+        if len(sizes) != 3 or not all(size.isdigit() for size in sizes):
+            msg = f"{path.name} has {line[:60]!r} where its sizes should be: genes, cells, entries. {MTX_REMEDY}"
+            raise ValueError(msg)
+        self.num_genes, self.num_cells, self.num_entries = map(int, sizes)
 
     def to_rows(self, num_features: int, num_barcodes: int) -> TemporaryRows:
         """Write the entries to disk by rows."""
@@ -239,31 +243,30 @@ class _Mtx:
         if self.num_entries == 0:
             return
         num_seen = 0
-        columns: dict[Any, Any] = {"gene": np.int64, "cell": np.int64, "value": np.float64}
-        try:
-            with (
-                tqdm(total=self.num_entries, desc=self._path.name, unit="entry", unit_scale=True, disable=None) as bar,
-                pd.read_csv(
-                    self._file, sep=r"\s+", header=None, names=list(columns), dtype=columns, chunksize=ENTRIES_AT_ONCE
-                ) as chunks,
-            ):
-                for chunk in chunks:
-                    genes, cells = chunk["gene"].to_numpy() - 1, chunk["cell"].to_numpy() - 1
-                    self._check_range(genes, cells)
-                    num_seen += len(chunk)
-                    yield Entries(
-                        cells.astype(INDEX_TYPE), genes.astype(INDEX_TYPE), self._numbers(chunk["value"].to_numpy())
-                    )
-                    bar.update(len(chunk))
-        except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-            msg = f"{self._path.name} cannot be read as lines of gene, cell and count ({error}). {MTX_REMEDY}"
-            raise ValueError(msg) from error
+        with tqdm(total=self.num_entries, desc=self._path.name, unit="entry", unit_scale=True, disable=None) as bar:
+            for chunk in self._tables():
+                genes, cells = chunk["gene"].to_numpy() - 1, chunk["cell"].to_numpy() - 1
+                self._check_range(genes, cells)
+                num_seen += len(chunk)
+                values = self._numbers(chunk["value"].to_numpy())
+                yield Entries(cells.astype(INDEX_TYPE), genes.astype(INDEX_TYPE), values)
+                bar.update(len(chunk))
         if num_seen != self.num_entries:
             msg = (
                 f"{self._path.name} says it has {self.num_entries} entries and has {num_seen}: it was cut off, or "
                 "lines were added; copy or download it again"
             )
             raise ValueError(msg)
+
+    def _tables(self) -> Iterator[pd.DataFrame]:
+        columns: dict[Any, Any] = {"gene": np.int64, "cell": np.int64, "value": np.float64}
+        form = {"sep": r"\s+", "header": None, "names": list(columns), "dtype": columns, "chunksize": ENTRIES_AT_ONCE}
+        try:
+            with pd.read_csv(self._file, **form) as chunks:
+                yield from chunks
+        except ValueError as error:  # pandas' errors of parsing among them
+            msg = f"{self._path.name} cannot be read as lines of gene, cell and count ({error}). {MTX_REMEDY}"
+            raise ValueError(msg) from error
 
     def _check_range(self, genes: np.ndarray, cells: np.ndarray) -> None:
         is_wrong = (genes < 0) | (genes >= self.num_genes) | (cells < 0) | (cells >= self.num_cells)
