@@ -156,8 +156,9 @@ def annotate_file(
     inference = BatchInference(trained.model, "logits", batch_size=batch_size, gene_space=gene_space)
     labels = [trained.model.config.id2label[index] for index in range(inference.width)]
     vocabulary = trained.tokenizer.gene_vocabulary
-    where = {"layer": layer, "gene_column": gene_column}
-    with open_count_matrix(source_path, **where, vocabulary=vocabulary, allow=allowed) as matrix:
+    with open_count_matrix(
+        source_path, layer=layer, gene_column=gene_column, vocabulary=vocabulary, allow=allowed
+    ) as matrix:
         check_names_free(source_path, key, obs=names[:2], obsm=names[2:], uns=[key], overwrite=overwrite)
         source = CellSource(matrix, trained.tokenizer, allow=allowed, progress=progress)
         with annotated_copy(source_path, target) as file:

@@ -122,8 +122,9 @@ def embed_file(
     trained = load_encoder(model, device=device)
     inference = BatchInference(trained.model, "cell_embedding", batch_size=batch_size, gene_space=gene_space)
     vocabulary = trained.tokenizer.gene_vocabulary
-    where = {"layer": layer, "gene_column": gene_column}
-    with open_count_matrix(source_path, **where, vocabulary=vocabulary, allow=allowed) as matrix:
+    with open_count_matrix(
+        source_path, layer=layer, gene_column=gene_column, vocabulary=vocabulary, allow=allowed
+    ) as matrix:
         check_names_free(source_path, key, obsm=[name], uns=[record_name], overwrite=overwrite)
         source = CellSource(matrix, trained.tokenizer, allow=allowed, progress=progress)
         num_empty = 0

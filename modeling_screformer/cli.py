@@ -143,13 +143,14 @@ def inspect(
     def read() -> bool:
         if json is not None and (json.is_dir() or (json.exists() and json.samefile(file))):
             raise ValueError(f"--json {json}: the name of a new file is needed")
-        where = {"layer": layer, "gene_column": gene_column, "allow": allow or ()}
         tokenizer = ScReformerTokenizer() if against is None else tokenizer_of(against)
-        passport = inspect_file(file, tokenizer, min_genes=min_genes, **where)
+        passport = inspect_file(
+            file, tokenizer, layer=layer, gene_column=gene_column, min_genes=min_genes, allow=allow or ()
+        )
         _say(str(passport))
         record = passport.to_dict()
         if against is not None and not passport.refusals:
-            seen = find_seen_cells(file, against, **where)
+            seen = find_seen_cells(file, against, layer=layer, gene_column=gene_column, allow=allow or ())
             _say(f"{'seen':<15}{seen.num_seen:,} of {seen.num_cells:,} cells ({seen.share:.1%}) are in {against}")
             record["seen"] = {"folder": str(against), "num_seen": seen.num_seen, "num_indexed": seen.num_indexed}
         if json is not None:
@@ -167,6 +168,7 @@ def corpus(
     obs: Annotated[list[str] | None, typer.Option(help=f"Column of obs to keep. {PAIR_HINT}")] = None,
     layer: Layer = None,
     gene_column: GeneColumn = None,
+    allow: Allow = None,
     num_bins: Annotated[int, typer.Option(help="Expression bins, bin 0 (not expressed) included.")] = 6,
     binning: Annotated[
         Literal["log2", "quantile"], typer.Option(help="scBERT's rule, or quantiles of each cell.")
@@ -191,6 +193,7 @@ def corpus(
             obs_columns=obs or [],
             layer=layer,
             gene_column=gene_column,
+            allow=allow or (),
             cells_per_shard=cells_per_shard,
         )
         _say(f"{len(made):,} cells in {output}")

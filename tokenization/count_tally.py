@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -113,7 +113,7 @@ class CountTally:
         self.num_values += len(values)
         self.num_cells += len(num_genes)
 
-    def _check_values(self, block: csr_matrix) -> npt.NDArray[np.generic]:
+    def _check_values(self, block: csr_matrix) -> npt.NDArray[Any]:
         """Count the values that are no counts; return the values with 0 for those that cannot be summed."""
         values = block.data
         if values.dtype.kind == "b" or values.dtype == np.float16:  # scipy does not multiply them
@@ -163,7 +163,7 @@ class _SumHistogram:
         return found._replace(least=self._least, most=self._most) if self._counts.any() else found
 
 
-def _quantiles(values: npt.NDArray[np.generic], counts: npt.NDArray[np.int64]) -> Distribution:
+def _quantiles(values: npt.NDArray[Any], counts: npt.NDArray[np.int64]) -> Distribution:
     """Quantiles of `values`, ascending, each occurring `counts` times: the value of the cell at or below the place."""
     cumulated = np.cumsum(counts)
     if cumulated[-1] == 0:
@@ -172,7 +172,7 @@ def _quantiles(values: npt.NDArray[np.generic], counts: npt.NDArray[np.int64]) -
     return Distribution(*[float(value) for value in values[np.searchsorted(cumulated, places, side="right")]])
 
 
-def _count_genes(indptr: npt.NDArray[np.integer], values: npt.NDArray[np.generic]) -> npt.NDArray[np.integer]:
+def _count_genes(indptr: npt.NDArray[np.integer], values: npt.NDArray[Any]) -> npt.NDArray[np.integer]:
     """Return how many entries of each cell are not 0."""
     if values.size == 0 or values.min() > 0:
         return np.diff(indptr)
@@ -189,7 +189,7 @@ def _check_form(block: csr_matrix, num_genes: int) -> None:
         raise ValueError(msg)
 
 
-def _wrong_values(values: npt.NDArray[np.generic]) -> list[tuple[str, npt.NDArray[np.bool_]]]:
+def _wrong_values(values: npt.NDArray[Any]) -> list[tuple[str, npt.NDArray[np.bool_]]]:
     is_not_finite = ~np.isfinite(values)
     return [
         ("not_finite", is_not_finite),

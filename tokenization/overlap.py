@@ -47,6 +47,6 @@ def find_seen_cells(
         The file holds no raw counts, or the folder's record is damaged.
     """
     tokenizer = tokenizer_of(folder)
-    where = {"layer": layer, "gene_column": gene_column}
-    with open_count_matrix(path, **where, vocabulary=tokenizer.gene_vocabulary, allow=allow) as matrix:
+    vocabulary = tokenizer.gene_vocabulary
+    with open_count_matrix(path, layer=layer, gene_column=gene_column, vocabulary=vocabulary, allow=allow) as matrix:
         return seen_cells(matrix, tokenizer, folder)
