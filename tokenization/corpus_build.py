@@ -104,7 +104,13 @@ def build(
     OSError
         As of `run_items`.
     """
-    if _begin(folder, plan, tokenizer):
+    try:
+        is_finished = _begin(folder, plan, tokenizer)
+    except OSError:  # such as a full disk
+        if folder.is_dir() and not (folder / PLAN).is_file() and not (folder / MANIFEST).is_file():
+            shutil.rmtree(folder)
+        raise
+    if is_finished:
         _tidy(folder)
         return BuildCounts(0, len(read_json(folder / MANIFEST)["shards"]))
     done: dict[str, Manifest] = {}

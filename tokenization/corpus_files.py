@@ -13,6 +13,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from screformer.tokenization.system_errors import name_in_system_errors
+
 MANIFEST = "manifest.json"
 BUILD_LOG = "build_log.json"
 TOKENIZER_FOLDER = "tokenizer"
@@ -94,7 +96,8 @@ def only_run(folder: Path) -> Iterator[None]:
         msg = f"output: another run is building {folder} now (it holds {path.name}); wait for it, or stop it first"
         raise BlockingIOError(msg) from error
     try:
-        yield
+        with name_in_system_errors(folder):
+            yield
     finally:
         path.unlink(missing_ok=True)
         lock.release()

@@ -12,6 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from screformer.tokenization.system_errors import name_in_system_errors
+
 PACKAGES = (
     "screformer", "torch", "transformers", "datasets", "accelerate", "anndata", "numpy", "scikit-learn"
 )  # fmt: skip
@@ -24,12 +26,9 @@ def written_aside(path: str | Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.stem}.{os.getpid()}.partial{target.suffix}")
     try:
-        yield aside
-        aside.replace(target)
-    except OSError as error:
-        if error.errno is None or error.filename is not None:
-            raise
-        raise OSError(error.errno, error.strerror, str(target)) from error  # such as a full disk, which names no file
+        with name_in_system_errors(target):
+            yield aside
+            aside.replace(target)
     finally:
         aside.unlink(missing_ok=True)
 
