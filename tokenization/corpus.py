@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from screformer.tokenization.cell_filters import CellFilters
 from screformer.tokenization.cell_hashes import UInt64Array
-from screformer.tokenization.corpus_build import BuildCounts, Workers, build
+from screformer.tokenization.corpus_build import BuildCounts, build
 from screformer.tokenization.corpus_files import (
     BUILD_LOG,
     MANIFEST,
@@ -39,6 +39,7 @@ from screformer.tokenization.corpus_plan import (
 )
 from screformer.tokenization.corpus_shards import is_whole, read_hashes
 from screformer.tokenization.corpus_split import CELL, FILE, HoldOut, held_out_by_cell
+from screformer.tokenization.corpus_workers import Workers
 from screformer.tokenization.tokenization_screformer import ScReformerTokenizer
 
 Int64Array = npt.NDArray[np.int64]
@@ -226,7 +227,7 @@ def build_corpus(
     began = time.monotonic()
     if folder.exists():
         return _open_same(folder, make_plan(sources, tokenizer, options))
-    with only_run(folder):
+    with only_run(folder), workers:
         plan = make_plan(sources, tokenizer, options)
         if folder.exists():  # another run has just finished it
             return _open_same(folder, plan)
@@ -279,7 +280,8 @@ def _write_log(folder: Path, counts: BuildCounts, workers: Workers, *, seconds: 
         "seconds": round(seconds, 3),
         "cells_per_second": round(counts.num_cells_read / seconds, 1),
         **counts._asdict(),
-        **asdict(workers),
+        "num_workers": workers.num_workers,
+        "scheduler": workers.scheduler,
     }
     write_json(folder / BUILD_LOG, log)
 

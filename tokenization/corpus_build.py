@@ -32,16 +32,17 @@ from screformer.tokenization.corpus_files import (
     remove_leftovers,
     write_json,
 )
-from screformer.tokenization.corpus_plan import CorpusOptions, check_same, software_versions
+from screformer.tokenization.corpus_plan import TOKENIZER_OPTIONS, CorpusOptions, check_same, software_versions
 from screformer.tokenization.corpus_shards import (
     ShardItem,
     close_sources,
+    load_tokenizer,
     read_hashes,
     read_whole_entry,
     write_shard,
 )
 from screformer.tokenization.corpus_split import CELL, FILE, record_split
-from screformer.tokenization.corpus_workers import run_items
+from screformer.tokenization.corpus_workers import Workers
 from screformer.tokenization.count_matrix import CountMatrix, open_count_matrix
 from screformer.tokenization.passport import inspect_counts
 from screformer.tokenization.tokenization_screformer import ScReformerTokenizer
@@ -49,19 +50,6 @@ from screformer.tokenization.tokenization_screformer import ScReformerTokenizer
 logger = logging.getLogger(__name__)
 # A manifest of hundreds of files would be mostly names of genes.
 MAX_UNMATCHED = 20
-
-
-@dataclass(frozen=True)
-class Workers:
-    """Who does the work: processes of this machine, or those of a Dask cluster; see `run_items`."""
-
-    num_workers: int = 1
-    scheduler: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.num_workers < 1:
-            msg = f"num_workers: at least 1, got {self.num_workers}"
-            raise ValueError(msg)
 
 
 class BuildCounts(NamedTuple):
@@ -102,7 +90,7 @@ def build(
     ValueError
         The folder holds another corpus, a file is refused, no cell is left, or the split is not possible.
     OSError
-        As of `run_items`.
+        As of `Workers.run`.
     """
     try:
         is_finished = _begin(folder, plan, tokenizer)
@@ -146,7 +134,7 @@ def inspect_source(inspection: _Inspection) -> tuple[int, Manifest]:
     number, item = inspection
     path = _facts_path(Path(item.folder), number)
     if not path.is_file():
-        tokenizer = ScReformerTokenizer.from_pretrained(Path(item.folder) / TOKENIZER_FOLDER)
+        tokenizer = load_tokenizer(item)
         options = {"vocabulary": tokenizer.gene_vocabulary, "allow": item.allow, **item.matrix}
         with open_count_matrix(**options) as matrix:
             write_json(path, _inspect_source(matrix, tokenizer, item))
@@ -183,9 +171,15 @@ def _begin(folder: Path, plan: Manifest, tokenizer: ScReformerTokenizer) -> bool
         return True
     (folder / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
-    tokenizer.save_pretrained(folder / TOKENIZER_FOLDER)
+    _save_tokenizer(folder / TOKENIZER_FOLDER, tokenizer)
     write_json(folder / PLAN, plan)
     return False
+
+
+def _save_tokenizer(folder: Path, tokenizer: ScReformerTokenizer) -> None:
+    """Save the tokenizer as a new one: one that was loaded remembers that, which would change the bytes."""
+    options = {name: getattr(tokenizer, name) for name in TOKENIZER_OPTIONS}
+    ScReformerTokenizer(tokenizer.gene_vocabulary, **options).save_pretrained(folder)
 
 
 def _survey(
@@ -236,9 +230,11 @@ def _inspect_sources(folder: Path, sources: list[_Source], template: ShardItem, 
     unknown = [one for one in inspections if one not in known]
     for number, facts in map(inspect_source, known):
         sources[number].facts = facts
-    results = run_items(inspect_source, unknown, num_workers=workers.num_workers, scheduler=workers.scheduler)
     total = sum(source.num_cells for source in sources)
-    with closing(results), tqdm(total=total, desc="inspect", unit="cell", disable=None) as bar:
+    with (
+        closing(workers.run(inspect_source, unknown)) as results,
+        tqdm(total=total, desc="inspect", unit="cell", disable=None) as bar,
+    ):
         bar.update(sum(sources[one.number].num_cells for one in known))
         for number, facts in results:
             sources[number].facts = facts
@@ -264,15 +260,13 @@ def _plan_shards(sources: list[_Source], template: ShardItem, cells_per_shard: i
 
 def _write_shards(todo: list[ShardItem], done: dict[str, Manifest], num_cells: int, workers: Workers) -> None:
     """Write the shards of `todo` and add their entries to `done`."""
-    is_alone = workers.scheduler is None and (workers.num_workers == 1 or len(todo) < 2)
     with tqdm(total=num_cells, desc="tokenize", unit="cell", disable=None) as bar:
         bar.update(sum(entry["num_source_cells"] for entry in done.values()))
-        function = partial(write_shard, advance=bar.update) if is_alone else write_shard
-        num_workers = 1 if is_alone else workers.num_workers
-        with closing(run_items(function, todo, num_workers=num_workers, scheduler=workers.scheduler)) as entries:
+        function = partial(write_shard, advance=bar.update) if workers.is_this_process else write_shard
+        with closing(workers.run(function, todo)) as entries:
             for entry in entries:
                 done[entry["file"]] = entry
-                if not is_alone:
+                if not workers.is_this_process:
                     bar.update(entry["num_source_cells"])
 
 

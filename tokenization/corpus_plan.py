@@ -22,6 +22,7 @@ FORMAT = "screformer-corpus"
 VERSION = 2
 # Version 1 has no cell hashes, no split and no report of dropped cells.
 READABLE_VERSIONS = (1, 2)
+TOKENIZER_OPTIONS = ("num_bins", "binning", "target_sum", "min_gene_coverage", "on_empty_cells")
 PACKAGES = ("screformer", "anndata", "datasets", "h5py", "numpy", "pyarrow", "scipy")
 
 
@@ -170,8 +171,5 @@ def _describe_tokenizer(tokenizer: ScReformerTokenizer) -> Manifest:
         "vocabulary": tokenizer.gene_vocabulary.name,
         "vocabulary_sha256": hashlib.sha256(genes).hexdigest(),
         "num_genes": tokenizer.num_genes,
-        "num_bins": tokenizer.num_bins,
-        "binning": tokenizer.binning,
-        "target_sum": tokenizer.target_sum,
-        "on_empty_cells": tokenizer.on_empty_cells,
+        **{name: getattr(tokenizer, name) for name in TOKENIZER_OPTIONS},
     }

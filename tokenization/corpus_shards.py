@@ -239,7 +239,7 @@ def _open_source(item: ShardItem) -> _Source:
     if getattr(_open, "key", None) == key:
         return _open.source
     close_sources()
-    tokenizer = _load_tokenizer(item)
+    tokenizer = load_tokenizer(item)
     vocabulary = tokenizer.gene_vocabulary
     matrix = open_count_matrix(**{"vocabulary": vocabulary, "allow": item.allow, **item.matrix})
     mapping = matrix.map_genes(vocabulary)
@@ -254,7 +254,18 @@ def _open_source(item: ShardItem) -> _Source:
     return _open.source
 
 
-def _load_tokenizer(item: ShardItem) -> ScReformerTokenizer:
+def load_tokenizer(item: ShardItem) -> ScReformerTokenizer:
+    """Load the tokenizer beside the shards, once in a run; it keeps empty cells, which the filters drop and count.
+
+    Raises
+    ------
+    FileNotFoundError
+        The folder is not there, as on a worker that does not share the file system.
+    ValueError
+        It has another fingerprint in this process, as of another release.
+    """
+    if getattr(_open, "run", None) == item.run:
+        return _open.tokenizer
     folder = Path(item.folder) / TOKENIZER_FOLDER
     if not folder.is_dir():
         msg = (
@@ -262,7 +273,6 @@ def _load_tokenizer(item: ShardItem) -> ScReformerTokenizer:
             "all workers share, under the same path"
         )
         raise FileNotFoundError(msg)
-    # Cells without counts are dropped by the filters, which count them, and are no error here.
     tokenizer = ScReformerTokenizer.from_pretrained(folder, on_empty_cells="keep")
     if tokenizer.fingerprint != item.fingerprint:
         msg = (
@@ -270,6 +280,7 @@ def _load_tokenizer(item: ShardItem) -> ScReformerTokenizer:
             f"{item.fingerprint} here; install the same release of screformer everywhere"
         )
         raise ValueError(msg)
+    _open.run, _open.tokenizer = item.run, tokenizer
     return tokenizer
 
 

@@ -9,7 +9,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import islice
 from multiprocessing import connection
 from typing import Any, TypeVar
 
@@ -18,24 +19,15 @@ Result = TypeVar("Result")
 
 # Every process works on one item at a time; its libraries would start as many threads as the machine has cores.
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+CONNECT_SECONDS = 10
 GO_ON = "The finished shards are kept: call it again with the same arguments to go on."
 
 
-def run_items(
-    function: Callable[[Item], Result],
-    items: Sequence[Item],
-    *,
-    num_workers: int = 1,
-    scheduler: str | None = None,
-) -> Iterator[Result]:
-    """Yield `function(item)` of every item, in the order in which they are done; close it to stop the workers.
+class Workers:
+    """Who does the work; to be used in a `with` statement, and as often as needed within it.
 
     Parameters
     ----------
-    function
-        Of a module, so that another process can import it.
-    items
-        What can be pickled.
     num_workers
         Processes of this machine; 1 is this process itself.
     scheduler
@@ -43,43 +35,108 @@ def run_items(
 
     Raises
     ------
-    ChildProcessError
-        A worker died, as when the system ran out of memory.
-    ConnectionError
-        No scheduler answers.
-    ImportError
-        `distributed` is not installed.
-    Exception
-        What `function` raises.
+    ValueError
+        `num_workers` is not positive.
     """
-    if scheduler is not None:
-        yield from _run_on_dask(function, items, scheduler)
-    elif num_workers == 1 or len(items) < 2:
-        yield from map(function, items)
-    else:
-        yield from _run_in_pool(function, items, min(num_workers, len(items)))
+
+    def __init__(self, num_workers: int = 1, scheduler: str | None = None) -> None:
+        if num_workers < 1:
+            msg = f"num_workers: at least 1, got {num_workers}"
+            raise ValueError(msg)
+        self.num_workers = num_workers
+        self.scheduler = scheduler
+        self._open = ExitStack()
+        self._pool: ProcessPoolExecutor | None = None
+        self._client: Any = None  # distributed's, which is optional
+
+    def __enter__(self) -> Workers:
+        """Return itself; workers are started when they are first needed."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End the workers of this machine, or the connection to the others."""
+        self._open.close()
+
+    @property
+    def is_this_process(self) -> bool:
+        """Whether there are no workers but this process."""
+        return self.scheduler is None and self.num_workers == 1
+
+    def run(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+        """Yield `function(item)` of every item, in the order in which they are done; once closed, nothing runs.
+
+        Parameters
+        ----------
+        function
+            Of a module, so that another process can import it.
+        items
+            What can be pickled.
+
+        Raises
+        ------
+        ChildProcessError
+            A worker died, as when the system ran out of memory.
+        ConnectionError
+            No scheduler answers.
+        ImportError
+            `distributed` is not installed.
+        Exception
+            What `function` raises.
+        """
+        if not items:
+            return
+        if self.scheduler is not None:
+            yield from self._run_on_dask(function, items, self.scheduler)
+        elif self.num_workers == 1 or (len(items) == 1 and self._pool is None):
+            yield from map(function, items)
+        else:
+            yield from self._run_in_pool(function, items)
+
+    def _run_in_pool(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+        if self._pool is None:
+            self._open.enter_context(_environment(dict.fromkeys(THREAD_SETTINGS, "1")))
+            # "spawn": a fork would copy locks and threads of libraries in whatever state they are.
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self.num_workers, context, initializer=_begin_worker)
+            self._open.callback(self._pool.shutdown, cancel_futures=True)
+        waiting = iter(items)
+        # Two items a worker: none waits, and memory does not grow with the number of items.
+        running = {self._pool.submit(function, item) for item in islice(waiting, 2 * self.num_workers)}
+        try:
+            while running:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield _result(future)
+                running |= {self._pool.submit(function, item) for item in islice(waiting, len(done))}
+        finally:
+            for future in running:
+                future.cancel()
+            wait(running)
+
+    def _run_on_dask(self, function: Callable[[Item], Result], items: Sequence[Item], address: str) -> Iterator[Result]:
+        try:
+            from distributed import as_completed
+            from distributed.scheduler import KilledWorker
+        except ImportError as error:
+            msg = 'scheduler: needs Dask. Install it here and on the workers: pip install "screformer[distributed]"'
+            raise ImportError(msg) from error
+        if self._client is None:
+            self._client = self._open.enter_context(_connect(address))
+        # Not "pure": a result of an earlier run must not stand for the file that this run is to write.
+        futures = self._client.map(function, items, pure=False)
+        try:
+            for future in as_completed(futures, loop=self._client.loop):
+                yield future.result()
+        except KilledWorker as error:
+            msg = f"scheduler: several workers died on one item, perhaps for want of memory ({error}). {GO_ON}"
+            raise ChildProcessError(msg) from error
+        finally:
+            self._client.cancel(futures)
 
 
 def available_cores() -> int:
     """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _run_in_pool(function: Callable[[Item], Result], items: Sequence[Item], num_workers: int) -> Iterator[Result]:
-    waiting = iter(items)
-    with _environment(dict.fromkeys(THREAD_SETTINGS, "1")):
-        # "spawn": a fork would copy locks and threads of libraries in whatever state they are.
-        pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), initializer=_begin_worker)
-        try:
-            # Two items a worker: none waits, and memory does not grow with the number of items.
-            running = {pool.submit(function, item) for item, _ in zip(waiting, range(2 * num_workers), strict=False)}
-            while running:
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield _result(future)
-                running |= {pool.submit(function, item) for item, _ in zip(waiting, done, strict=False)}
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _result(future: Future[Result]) -> Result:
@@ -110,29 +167,14 @@ def _begin_worker() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _run_on_dask(function: Callable[[Item], Result], items: Sequence[Item], address: str) -> Iterator[Result]:
+def _connect(address: str) -> Any:  # distributed's Client
+    from distributed import Client
+
     try:
-        from distributed import Client, as_completed
-        from distributed.scheduler import KilledWorker
-    except ImportError as error:
-        msg = 'scheduler: needs Dask. Install it here and on the workers: pip install "screformer[distributed]"'
-        raise ImportError(msg) from error
-    try:
-        client = Client(address, timeout=10, set_as_default=False)
+        return Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:
         msg = f"scheduler: no Dask scheduler answers at {address!r} ({error}); start one with `dask scheduler`"
         raise ConnectionError(msg) from error
-    with client:
-        # Not "pure": a result of an earlier run must not stand for the file that this run is to write.
-        futures = client.map(function, items, pure=False)
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except KilledWorker as error:
-            msg = f"scheduler: several workers died on one item, perhaps for want of memory ({error}). {GO_ON}"
-            raise ChildProcessError(msg) from error
-        finally:
-            client.cancel(futures)
 
 
 @contextmanager
