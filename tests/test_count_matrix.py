@@ -49,6 +49,7 @@ def test_blocks_are_the_matrix_in_order(tmp_path, vocabulary, form, num_rows: in
 def test_columns_are_converted_with_a_note(tmp_path, vocabulary) -> None:
     path = _write(tmp_path / "cells.h5ad", scipy.sparse.csc_matrix(COUNTS))
     with open_count_matrix(path, vocabulary=vocabulary) as matrix:
+        assert matrix.notes == []
         for _ in range(2):
             np.testing.assert_array_equal(scipy.sparse.vstack(list(matrix.blocks(5))).toarray(), COUNTS)
         assert len(matrix.notes) == 1
@@ -112,6 +113,39 @@ def test_a_layer_is_used_when_named(tmp_path, vocabulary) -> None:
         assert next(matrix.blocks(23)).sum() == COUNTS.sum()
     with pytest.raises(ValueError, match=r"layer='absent' is not in cells.h5ad, which has the layers \['other'\]"):
         open_count_matrix(path, layer="absent", vocabulary=vocabulary)
+
+
+def test_a_place_can_be_named_and_opened_though_it_holds_no_counts(tmp_path, vocabulary) -> None:
+    counts, normalised = scipy.sparse.csr_matrix(COUNTS), scipy.sparse.csr_matrix(np.log1p(COUNTS))
+    path = _write(tmp_path / "cells.h5ad", normalised, layers={"counts": counts, "X": counts * 2})
+    for layer, source, total in (
+        ("X", "X", np.log1p(COUNTS).sum()),
+        ("layers/X", "layers/X", 2 * COUNTS.sum()),
+        ("counts", "layers/counts", COUNTS.sum()),
+    ):
+        with open_count_matrix(path, layer=layer, vocabulary=vocabulary, allow=["not-counts"]) as matrix:
+            assert matrix.count_source == matrix.evidence[0].source == source
+            assert {one.source for one in matrix.evidence} == {"X", "layers/counts", "layers/X"}
+            assert next(matrix.blocks(23)).sum() == pytest.approx(total)
+            with open_count_matrix(**matrix.source) as other:
+                assert next(other.blocks(23)).sum() == pytest.approx(total)
+                assert other.evidence == matrix.evidence
+    with pytest.raises(ValueError, match=r"X: .*looks normalised.*Pass layer= one of \['counts', 'X'\]"):
+        open_count_matrix(path, layer="X", vocabulary=vocabulary)
+    path = _write(tmp_path / "no_counts.h5ad", normalised)
+    with open_count_matrix(path, vocabulary=vocabulary, allow=["not-counts"]) as matrix:
+        assert not matrix.evidence[0].is_counts
+
+
+def test_empty_names_of_a_named_column_are_filled_by_the_var_names(tmp_path, vocabulary) -> None:
+    adata = anndata.AnnData(scipy.sparse.csr_matrix(COUNTS))
+    adata.var_names = [f"GENE{at}" for at in range(12)]
+    adata.var["id"] = ["", *vocabulary.ensembl_ids[1:]]
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    with open_count_matrix(tmp_path / "cells.h5ad", gene_column="id", vocabulary=vocabulary) as matrix:
+        assert matrix.gene_names == ["GENE0", *vocabulary.ensembl_ids[1:]]
+    with open_count_matrix(tmp_path / "cells.h5ad", gene_column="var_names", vocabulary=vocabulary) as matrix:
+        assert matrix.gene_source == "var_names"
 
 
 def test_a_normalised_file_is_refused_with_the_layers_that_would_do(tmp_path, vocabulary) -> None:

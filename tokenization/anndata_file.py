@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import pandas as pd
 
 from screformer.tokenization.cell_file import CellFile, Place
@@ -17,6 +18,7 @@ from screformer.tokenization.stored_rows import (
     StoredColumns,
     StoredRows,
     dense_matrix,
+    len_of,
 )
 from screformer.tokenization.stored_table import Element, StoredTable, is_array
 
@@ -105,6 +107,7 @@ def open_element(element: Element) -> StoredRows | StoredColumns:
         raise ValueError(msg)
     first, second = (int(size) for size in _shape(element))
     data, indices, indptr = element["data"], element["indices"], element["indptr"]
+    _refuse_missing_chunks(data, indices)
     if kind == "csc":
         return CompressedColumns(data, indices, indptr, (first, second))
     rows = CompressedRows(data, indices, indptr, (first, second))
@@ -132,6 +135,19 @@ def _in_bands(rows: CompressedRows, data: Element) -> StoredRows:
     per_chunk = min(int(data.chunks[0]), ENTRIES_AT_ONCE)
     num_rows = int(per_chunk / max(rows.entries_per_row, 1.0))
     return BandedRows(rows, num_rows) if num_rows > 1 else rows
+
+
+def _refuse_missing_chunks(*arrays: Element) -> None:
+    """Refuse arrays of zarr some of whose files are gone, which zarr reads as zeros without a word.
+
+    It writes no file for a chunk of zeros alone: here that can only be a last one of a single number.
+    """
+    for array in arrays:
+        missing = int(array.nchunks - array.nchunks_initialized) if hasattr(array, "nchunks_initialized") else 0
+        is_last = missing == 1 and len_of(array) % int(array.chunks[0]) == 1 and not np.any(array[-1:])
+        if missing and not is_last:
+            msg = f"{missing} of the {array.nchunks} files of {array.name} are missing: copy the folder again"
+            raise ValueError(msg)
 
 
 def _shape(element: Element) -> tuple[int, int]:

@@ -307,12 +307,13 @@ def _choose_counts(
     ]
     wanted = [place for place in file.places if place.is_tried] if named is None else [named]
     chosen = _first_with_counts([one for one in evidence if one.source in {place.source for place in wanted}], allow)
-    chosen_matrix = None if chosen is None else matrices.pop(chosen.source)
+    chosen_matrix = None if chosen is None else matrices[chosen.source]
     for matrix in matrices.values():
-        if isinstance(matrix, StoredRows):
+        if isinstance(matrix, StoredRows) and matrix is not chosen_matrix:
             matrix.close()
     if chosen is None or chosen_matrix is None or isinstance(chosen_matrix, str):
-        raise _no_counts(file, layer, evidence, {place.source for place in wanted})
+        unreadable = [source for source, matrix in matrices.items() if isinstance(matrix, str)]
+        raise _no_counts(file, evidence, [place.source for place in wanted], unreadable)
     return chosen_matrix, [chosen, *(one for one in evidence if one is not chosen)]
 
 
@@ -332,8 +333,12 @@ def _first_with_counts(evidence: list[CountEvidence], allow: Collection[str]) ->
     return found
 
 
-def _no_counts(file: CellFile, layer: str | None, evidence: list[CountEvidence], wanted: Collection[str]) -> ValueError:
+def _no_counts(
+    file: CellFile, evidence: list[CountEvidence], wanted: Collection[str], unreadable: Collection[str]
+) -> ValueError:
     problems = [f"{one.source}: {one.problem}" for one in evidence if one.source in wanted]
+    if problems and set(wanted) <= set(unreadable):
+        return ValueError(f"path: {file.name} cannot be read. {' '.join(problems)}")
     others = [one.source.removeprefix("layers/") for one in evidence if one.is_counts]
     remedy = (
         f"Pass layer= one of {others} (--layer)."

@@ -54,6 +54,8 @@ class CensusAddress(NamedTuple):
 class SomaExperiment(CellFile):
     """An open experiment: its measurements' layers are genes of the same cells.
 
+    `part_of` is the collection that holds the experiment: it is closed with it.
+
     The layer is chosen by "MEASUREMENT/X/LAYER", or "LAYER" where that is one alone. Without a choice the layers "raw",
     "counts" and "data" of the measurement "RNA", of a measurement that is alone, and of "raw" are tried.
 
@@ -63,10 +65,12 @@ class SomaExperiment(CellFile):
         It has no measurement.
     """
 
-    def __init__(self, experiment: Soma, name: str, *, file_format: str, cells: str | None = None) -> None:
+    def __init__(
+        self, experiment: Soma, name: str, *, file_format: str, cells: str | None = None, part_of: Soma | None = None
+    ) -> None:
         self.name, self.format = name, file_format
         self._experiment, self._open = experiment, ExitStack()
-        self._open.enter_context(experiment)
+        self._open.enter_context(experiment if part_of is None else part_of)  # the whole closes its parts
         measurements = sorted(experiment.ms, key=lambda key: (key != "RNA", key != "raw", key))
         if not measurements:
             msg = f"path: {name} is an experiment without measurements"
@@ -233,7 +237,7 @@ def open_census(address: str) -> SomaExperiment:
             msg = f"path: {address} names no organism of the Census; it has {organisms}"
             raise ValueError(msg)
         experiment = census["census_data"][parts.organism]
-        return SomaExperiment(experiment, address, file_format="cellxgene-census", cells=parts.cells)
+        return SomaExperiment(experiment, address, file_format="cellxgene-census", cells=parts.cells, part_of=census)
     except (tiledbsoma.SOMAError, KeyError) as error:
         msg = f"path: {address} cannot be opened as a part of CELLxGENE Census ({error})"
         raise ValueError(msg) from error

@@ -265,7 +265,10 @@ class _Mtx:
             with pd.read_csv(self._file, **form) as chunks:
                 yield from chunks
         except ValueError as error:  # pandas' errors of parsing among them
-            msg = f"{self._path.name} cannot be read as lines of gene, cell and count ({error}). {MTX_REMEDY}"
+            msg = (
+                f"{self._path.name} cannot be read as lines of gene, cell and count ({error}). Was it cut off? "
+                f"{MTX_REMEDY}"
+            )
             raise ValueError(msg) from error
 
     def _check_range(self, genes: np.ndarray, cells: np.ndarray) -> None:
@@ -279,6 +282,9 @@ class _Mtx:
             raise ValueError(msg)
 
     def _numbers(self, values: np.ndarray) -> np.ndarray:
+        if np.isnan(values).any():
+            msg = f"{self._path.name} has a line without a number: it was cut off; copy or download it again"
+            raise ValueError(msg)
         if self.dtype.kind == "f":
             return values
         if not (np.isfinite(values) & (np.abs(values) < 1 << 31) & (values == np.floor(values))).all():
