@@ -163,7 +163,9 @@ def inspect(
 
 @app.command()
 def corpus(
-    files: Annotated[list[Path], typer.Argument(help="h5ad files with raw counts.", show_default=False)],
+    files: Annotated[
+        list[str], typer.Argument(help="Files, folders or addresses of raw counts, of any format.", show_default=False)
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Corpus folder to make.")],
     obs: Annotated[list[str] | None, typer.Option(help=f"Column of obs to keep. {PAIR_HINT}")] = None,
     layer: Layer = None,
@@ -173,30 +175,59 @@ def corpus(
     binning: Annotated[
         Literal["log2", "quantile"], typer.Option(help="scBERT's rule, or quantiles of each cell.")
     ] = "log2",
+    min_genes: Annotated[
+        int, typer.Option(min=0, help="Drop cells with fewer expressed genes of the vocabulary; 200 is usual.")
+    ] = 0,
+    min_counts: Annotated[int, typer.Option(min=0, help="Drop cells with fewer counts.")] = 0,
+    max_mitochondrial_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Drop cells with a larger share of mitochondrial counts, such as 0.2.")
+    ] = 1.0,
+    keep_duplicates: Annotated[
+        bool, typer.Option("--keep-duplicates", help="Keep cells whose counts equal those of an earlier cell.")
+    ] = False,
+    hold_out: Annotated[float | None, typer.Option(help="Share of the cells to keep from training, as 0.1.")] = None,
+    split_by: Annotated[
+        str, typer.Option(help="What is held out as a whole: cell, file, or a kept column (donor, dataset).")
+    ] = "cell",
+    seed: Annotated[int, typer.Option(help="Draws the cells or groups to hold out.")] = 2022,
     cells_per_shard: Annotated[int, typer.Option(min=1, help="The most cells in one Arrow file.")] = 50_000,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes. Default: one for each core that may be used.")
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(help="Dask scheduler whose workers do it instead, as tcp://HOST:8786; files on a shared disk."),
+    ] = None,
 ) -> None:
     """Tokenize files of raw counts into a corpus for training; a stopped run goes on where it was.
 
     \b
     Example:
       screformer corpus a.h5ad b.h5ad -o corpus --obs cell_type --obs donor
+      screformer corpus *.h5ad -o corpus --obs donor --min-genes 200 --hold-out 0.1 --split-by donor
     """
+    from .tokenization.cell_filters import CellFilters
     from .tokenization.corpus import build_corpus
+    from .tokenization.corpus_split import HoldOut
+    from .tokenization.corpus_workers import available_cores
     from .tokenization.tokenization_screformer import ScReformerTokenizer
 
     def build() -> None:
-        tokenizer = ScReformerTokenizer(num_bins=num_bins, binning=binning)
         made = build_corpus(
             files,
             output,
-            tokenizer=tokenizer,
+            tokenizer=ScReformerTokenizer(num_bins=num_bins, binning=binning),
             obs_columns=obs or [],
             layer=layer,
             gene_column=gene_column,
             allow=allow or (),
             cells_per_shard=cells_per_shard,
+            filters=CellFilters(min_genes, min_counts, max_mitochondrial_share, drop_duplicates=not keep_duplicates),
+            hold_out=None if hold_out is None else HoldOut(hold_out, split_by, seed),
+            num_workers=workers or available_cores(),
+            scheduler=scheduler,
         )
-        _say(f"{len(made):,} cells in {output}")
+        _say(made.summary())
 
     _run(build)
 
