@@ -250,6 +250,12 @@ def evaluate(context: typer.Context) -> None:
     _hand_over("train.evaluate", context)
 
 
+@app.command(context_settings=TRAINER_COMMAND, add_help_option=False)
+def gene2vec(context: typer.Context) -> None:
+    """Gene vectors, our own or released. Example: screformer gene2vec --corpus corpus -o gene2vec.safetensors"""
+    _hand_over("tokenization.own_gene2vec", context)
+
+
 @app.command()
 def annotate(
     cells: Cells,
@@ -389,6 +395,12 @@ def benchmark_tokenizing(context: typer.Context) -> None:
 def benchmark_feeding(context: typer.Context) -> None:
     """Speed of reading a corpus in shuffled order. Example: screformer benchmark feeding --output benchmarks/results"""
     _start("benchmarks.feeding", context.args)
+
+
+@benchmark.command("genes", context_settings=TRAINER_COMMAND, add_help_option=False)
+def benchmark_genes(context: typer.Context) -> None:
+    """Which genes interact, by their vectors. Example: screformer benchmark genes --pairs pairs.tsv.gz --corpus corpus"""
+    _start("benchmarks.gene_interactions", context.args)
 
 
 @benchmark.command("donors", context_settings=TRAINER_COMMAND, add_help_option=False)
