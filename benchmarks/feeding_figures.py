@@ -117,8 +117,8 @@ def _plot_quality(axes: Axes, results: Results) -> None:
     defaults = results["defaults"]
     chosen = [row for row in rows if all(row[name] == value for name, value in defaults.items())]
     for row in chosen:
-        style = {"marker": "o", "color": "black", "markerfacecolor": "none", "markersize": 14, "linestyle": ""}
-        axes.plot(row["buffer_size"], row["label_share"], label="default", **style)
+        place = row["buffer_size"], row["label_share"]
+        axes.plot(*place, label="default", marker="o", color="black", fillstyle="none", markersize=14, linestyle="")
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda size, _: f"{size:,.0f}")
     style_axes(axes)

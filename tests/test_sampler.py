@@ -197,7 +197,7 @@ def test_refuses_what_cannot_be_sampled():
         Shuffling(16, 8)
     with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
         Shuffling(seed=-1)
-    with pytest.raises(ValueError, match="rank: its index must lie between 0 and count - 1 = 1, got 2"):
+    with pytest.raises(ValueError, match="rank: process must lie between 0 and num_processes - 1 = 1, got 2"):
         BlockShuffleSampler(10, rank=Rank(2, 2))
     with pytest.raises(ValueError, match="num_cells=3 is too few for 4 processes"):
         BlockShuffleSampler(3, rank=Rank(0, 4))

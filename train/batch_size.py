@@ -12,7 +12,7 @@ from screformer.modeling_screformer import (
     ScReformerForMaskedLM,
     ScReformerPreTrainedModel,
 )
-from screformer.train.cell_dataset import CellDataset
+from screformer.train.cell_dataset import CellBatch, CellDataset
 from screformer.train.collator import GeneSpace
 from screformer.train.memory import MOST_CELLS, BatchChoice, available_memory, largest_batch_size
 from screformer.train.memory_account import Head
@@ -131,7 +131,7 @@ def fit_training_batch_size(
     }
 
 
-def longest_cell(rows: CellDataset | Sequence[Mapping[str, Any]]) -> int:
+def longest_cell(rows: CellDataset | CellBatch | Sequence[Mapping[str, Any]]) -> int:
     """Return the most expressed genes of a cell, 1 if there are no cells.
 
     Of a selection of a `datasets.Dataset` it is that of the whole data set.
@@ -145,7 +145,7 @@ def longest_cell(rows: CellDataset | Sequence[Mapping[str, Any]]) -> int:
     elif isinstance(rows, datasets.Dataset):
         longest = pyarrow.compute.max(pyarrow.compute.list_value_length(rows.data.column("gene_ids"))).as_py()
     else:
-        longest = max((len(row["gene_ids"]) for row in rows), default=None)
+        longest = max((len(row["gene_ids"]) for row in iter(rows)), default=None)
     return max(1, longest or 0)
 
 

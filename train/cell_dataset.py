@@ -255,9 +255,8 @@ def _check_schema(path: Path, schema: pa.Schema, columns: Sequence[str]) -> None
         msg = f"columns: the corpus {path.parent} has no {unknown}; it has {others}"
         raise ValueError(msg)
     for name, kind in TOKEN_TYPES.items():
-        found = schema.field(name).type if name in schema.names else None
-        is_list = found is not None and (pa.types.is_list(found) or pa.types.is_large_list(found))
-        if not is_list or found.value_type != kind:
+        found = schema.field(name).type if name in schema.names else pa.null()
+        if not (pa.types.is_list(found) or pa.types.is_large_list(found)) or found.value_type != kind:
             msg = f"corpus: {name} in {path} must be lists of {kind}, got {found}; build the corpus again"
             raise ValueError(msg)
 

@@ -256,11 +256,11 @@ class CellCollator:
                 f"label_column={self.label_column!r} is not in the row; it has {sorted(missing)}. "
                 "Build the corpus with that obs column, or name another one"
             )
-        labels: Sequence[Any]  # Any: names or ids
+        labels: list[Any] = []  # Any: names or ids
         if isinstance(rows, CellBatch):
-            labels = rows.columns[self.label_column]
+            labels.extend(rows.columns[self.label_column])
         else:
-            labels = [row[self.label_column] for row in rows]
+            labels.extend(row[self.label_column] for row in rows)
         if self.label2id is None:
             return np.asarray(labels, dtype=np.int64)
         unknown = sorted({str(label) for label in labels if label not in self.label2id})
@@ -275,8 +275,7 @@ def _check_range(name: str, value: float, *, below: bool) -> None:
 
 
 def _flatten(rows: Sequence[Row] | CellBatch) -> FlatCells:
-    is_flat = isinstance(rows, CellBatch)
-    cells = FlatCells(rows.gene_ids, rows.input_ids, rows.counts) if is_flat else _concatenate(rows)
+    cells = FlatCells(rows.gene_ids, rows.input_ids, rows.counts) if isinstance(rows, CellBatch) else _concatenate(rows)
     if not cells.counts.all():
         raise ValueError(
             f"row {int(np.flatnonzero(cells.counts == 0)[0])} of the batch has no expressed gene; "

@@ -170,11 +170,9 @@ def _batches_of_similar_length(
     for start in range(0, len(rows), window):
         numbers = np.arange(start, min(start + window, len(rows)))
         if isinstance(rows, CellDataset):
-            lengths, cells = rows.lengths_of(numbers), None
+            lengths, cells = rows.lengths_of(numbers), []
         else:
-            # A `datasets.Dataset` fetches many rows at once much faster than one by one.
-            fetch = getattr(rows, "__getitems__", None)
-            cells = fetch(numbers.tolist()) if fetch is not None else [rows[number] for number in numbers]
+            cells = _fetch(rows, numbers.tolist())
             lengths = np.array([len(cell["gene_ids"]) for cell in cells])
         order = np.argsort(-lengths, kind="stable")
         for first in range(0, len(order), batch_size):
@@ -183,3 +181,9 @@ def _batches_of_similar_length(
                 yield numbers[places], rows.__getitems__(numbers[places])
             else:
                 yield numbers[places], [cells[place] for place in places]
+
+
+def _fetch(rows: CellBatch | Sequence[Mapping[str, Any]], numbers: list[int]) -> list[Mapping[str, Any]]:
+    # A `datasets.Dataset` fetches many rows at once much faster than one by one.
+    fetch = getattr(rows, "__getitems__", None)
+    return list(fetch(numbers)) if fetch is not None else [rows[number] for number in numbers]

@@ -63,8 +63,8 @@ class Shuffling:
 class Rank(NamedTuple):
     """Which of how many processes."""
 
-    index: int = 0
-    count: int = 1
+    process: int = 0
+    num_processes: int = 1
 
 
 class Padding(NamedTuple):
@@ -135,14 +135,14 @@ class BlockShuffleSampler(_Resumable, Sampler[int]):
         self.num_cells = num_cells
         self.shuffling = shuffling or Shuffling()
         self.rank = rank or Rank()
-        index, count = self.rank
-        if not 0 <= index < count:
-            msg = f"rank: its index must lie between 0 and count - 1 = {count - 1}, got {index}"
+        process, num_processes = self.rank
+        if not 0 <= process < num_processes:
+            msg = f"rank: process must lie between 0 and num_processes - 1 = {num_processes - 1}, got {process}"
             raise ValueError(msg)
-        if num_cells < count:
-            msg = f"num_cells={num_cells} is too few for {count} processes; each needs at least one cell"
+        if num_cells < num_processes:
+            msg = f"num_cells={num_cells} is too few for {num_processes} processes; each needs at least one cell"
             raise ValueError(msg)
-        self._first, self._last = num_cells * index // count, num_cells * (index + 1) // count
+        self._first, self._last = (num_cells * number // num_processes for number in (process, process + 1))
 
     def __len__(self) -> int:
         return self._last - self._first
@@ -162,7 +162,7 @@ class BlockShuffleSampler(_Resumable, Sampler[int]):
         for number, start in enumerate(range(self._first, self._last, size)):
             if number >= first:
                 cells = blocks.cells(start, min(start + size, self._last))
-                yield _generator(self.shuffling.seed, self.epoch, self.rank.index, number).permutation(cells)
+                yield _generator(self.shuffling.seed, self.epoch, self.rank.process, number).permutation(cells)
 
 
 class CellBatchSampler(_Resumable, Sampler[list[int]]):
@@ -219,13 +219,16 @@ class CellBatchSampler(_Resumable, Sampler[list[int]]):
         self.padding = Padding(0, 0)
         self._lengths_of = lengths_of
         self._batches_a_buffer = max(1, self._cells.shuffling.buffer_size // batch_size)
-        count = self._cells.rank.count
+        num_processes = self._cells.rank.num_processes
         if drop_last:
-            self._num_batches = num_cells // count // batch_size
+            self._num_batches = num_cells // num_processes // batch_size
         else:
-            self._num_batches = _ceil_divide(_ceil_divide(num_cells, count), batch_size)
+            self._num_batches = _ceil_divide(_ceil_divide(num_cells, num_processes), batch_size)
         if not self._num_batches:
-            msg = f"drop_last leaves no batch of batch_size={batch_size} for {count} processes with {num_cells} cells"
+            msg = (
+                f"drop_last leaves no batch of batch_size={batch_size} for {num_processes} processes with {num_cells} "
+                "cells; choose a smaller batch_size"
+            )
             raise ValueError(msg)
 
     def __len__(self) -> int:
@@ -278,7 +281,7 @@ class CellBatchSampler(_Resumable, Sampler[list[int]]):
         self.padding = Padding(self.padding.num_tokens + num_tokens, self.padding.num_padded + num_padded)
 
     def _generator(self, number: int) -> np.random.Generator:
-        return _generator(self._cells.shuffling.seed, self.epoch, self._cells.rank.index, number, 1)
+        return _generator(self._cells.shuffling.seed, self.epoch, self._cells.rank.process, number, 1)
 
 
 class _BlockOrder:
