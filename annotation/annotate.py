@@ -17,6 +17,7 @@ from screformer.annotation.annotated_copy import (
     add_obs_columns,
     add_record,
     annotated_copy,
+    check_format,
     check_names_free,
     check_paths,
 )
@@ -145,9 +146,9 @@ def annotate_file(
     OSError
         `cells` or the checkpoint is not there, or `output` is (FileExistsError).
     ValueError
-        The file holds no raw counts or too few known genes; the checkpoint has no trained classifier or another
-        tokenizer than it was trained with; the new names are taken; an option is out of its range. Nothing is left
-        of the output then.
+        The file is not h5ad, or has problems that are not allowed (see `inspect_counts`); the checkpoint has no
+        trained classifier or another tokenizer than it was trained with; the new names are taken; an option is
+        out of its range. Nothing is left of the output then.
     """
     allowed = check_allowed(allow)
     source_path, target = check_paths(cells, output, overwrite=overwrite)
@@ -159,6 +160,7 @@ def annotate_file(
     with open_count_matrix(
         source_path, layer=layer, gene_column=gene_column, vocabulary=vocabulary, allow=allowed
     ) as matrix:
+        check_format(matrix)
         check_names_free(source_path, key, obs=names[:2], obsm=names[2:], uns=[key], overwrite=overwrite)
         source = CellSource(matrix, trained.tokenizer, allow=allowed, progress=progress)
         with annotated_copy(source_path, target) as file:

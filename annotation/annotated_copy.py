@@ -16,9 +16,13 @@ import numpy as np
 import pandas as pd
 from anndata.io import read_elem, write_elem
 
+from screformer.tokenization.count_matrix import CountMatrix
 from screformer.train.result_files import software_versions, written_aside
 
 VALUES_PER_CHUNK = 1 << 16
+H5AD_NEEDED = (
+    "the results are written into a copy of an h5ad file. Read it with anndata or scanpy and write it with write_h5ad"
+)
 
 
 def check_paths(cells: str | Path, output: str | Path, *, overwrite: bool) -> tuple[Path, Path]:
@@ -29,9 +33,11 @@ def check_paths(cells: str | Path, output: str | Path, *, overwrite: bool) -> tu
     FileNotFoundError, FileExistsError
         `cells` is not there; `output` is, and may not be replaced.
     ValueError
-        `output` does not end in .h5ad, is a folder, or is `cells` itself.
+        `cells` is a folder; `output` does not end in .h5ad, is a folder, or is `cells` itself.
     """
     source, target = Path(cells), Path(output)
+    if source.is_dir():
+        raise ValueError(f"cells: {source} is a folder; {H5AD_NEEDED}")
     if not source.is_file():
         raise FileNotFoundError(f"cells: there is no file {source}")
     if target.suffix != ".h5ad" or target.is_dir():
@@ -43,6 +49,18 @@ def check_paths(cells: str | Path, output: str | Path, *, overwrite: bool) -> tu
             f"output: {target} exists; choose another name, or replace it with overwrite=True (--overwrite)"
         )
     return source, target
+
+
+def check_format(matrix: CountMatrix) -> None:
+    """Refuse a file that is not h5ad.
+
+    Raises
+    ------
+    ValueError
+        As said.
+    """
+    if matrix.format != "h5ad":
+        raise ValueError(f"cells: {matrix.name} is of the format {matrix.format}; {H5AD_NEEDED}")
 
 
 def check_names_free(

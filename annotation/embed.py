@@ -12,6 +12,7 @@ from screformer.annotation.annotated_copy import (
     add_cell_matrix,
     add_record,
     annotated_copy,
+    check_format,
     check_names_free,
     check_paths,
 )
@@ -112,9 +113,9 @@ def embed_file(
     OSError
         `cells` or the checkpoint is not there, or `output` is (FileExistsError).
     ValueError
-        The file holds no raw counts or too few known genes; the checkpoint is of another model or has another tokenizer
-        than it was trained with; the new names are taken; an option is out of its range. Nothing is left of the
-        output then.
+        The file is not h5ad, or has problems that are not allowed (see `inspect_counts`); the checkpoint is of
+        another model or has another tokenizer than it was trained with; the new names are taken; an option is
+        out of its range. Nothing is left of the output then.
     """
     allowed = check_allowed(allow)
     source_path, target = check_paths(cells, output, overwrite=overwrite)
@@ -125,6 +126,7 @@ def embed_file(
     with open_count_matrix(
         source_path, layer=layer, gene_column=gene_column, vocabulary=vocabulary, allow=allowed
     ) as matrix:
+        check_format(matrix)
         check_names_free(source_path, key, obsm=[name], uns=[record_name], overwrite=overwrite)
         source = CellSource(matrix, trained.tokenizer, allow=allowed, progress=progress)
         num_empty = 0

@@ -301,9 +301,25 @@ def test_refuses_paths_that_cannot_be_right(cells, checkpoint, tmp_path):
     (tmp_path / "text.h5ad").write_text("not HDF5")
     with pytest.raises(ValueError, match=r"text.h5ad is not an h5ad file"):
         annotate_file(tmp_path / "text.h5ad", checkpoint, tmp_path / "out.h5ad")
+    with pytest.raises(
+        ValueError, match=r"cells: .*finetuned is a folder; the results are written into a copy of an h5ad"
+    ):
+        annotate_file(checkpoint, checkpoint, tmp_path / "out.h5ad")
     for key in ("", "a/b"):
         with pytest.raises(ValueError, match="key: the beginning of the new names, without '/', is needed; got"):
             annotate_file(cells, checkpoint, tmp_path / "out.h5ad", key=key)
+
+
+def test_refuses_another_format_with_the_way_out(checkpoint, tmp_path):
+    cells = make_cells()
+    with h5py.File(tmp_path / "cells.loom", "w") as file:
+        file["matrix"] = cells.X.T.toarray()
+        file["row_attrs/Gene"] = list(cells.var_names)
+        file["col_attrs/CellID"] = list(cells.obs_names)
+        for group in ("layers", "row_graphs", "col_graphs"):
+            file.create_group(group)
+    with pytest.raises(ValueError, match=r"cells: cells.loom is of the format loom; .* write it with write_h5ad"):
+        annotate_file(tmp_path / "cells.loom", checkpoint, tmp_path / "out.h5ad", progress=False)
 
 
 @pytest.mark.parametrize(

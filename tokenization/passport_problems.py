@@ -83,7 +83,7 @@ def find_problems_of_names(matrix: CountMatrix, mapping: GeneMapping, tokenizer:
     if report.num_mapped == 0 or are_numbers:
         what = "most of them are numbers"
         if not are_numbers:
-            what = f"none of the {report.num_names} is in the vocabulary {tokenizer.gene_vocabulary.name!r}"
+            what = f"none of the {report.num_names} names is in the vocabulary {tokenizer.gene_vocabulary.name!r}"
         message = f"gene names: {what}; they begin with {[str(name) for name in names[:5]]}"
         species = _species_problem(tokenizer, guess_organism(names, known_share=0.0))
         return [*species, Problem("no-known-genes", message, _gene_remedy(matrix, tokenizer))]
