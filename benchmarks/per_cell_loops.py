@@ -4,11 +4,12 @@
 cell's total and by each gene's median over cells; the genes are listed from the highest value down, at most 2,048 of
 them; the lists become a `datasets.Dataset`, which is mapped once a cell to add the length, and saved.
 
-*Dense*, as in scBERT's preprocessing and data set (Yang et al. 2022): each cell is a dense vector over all genes of the
-vocabulary, scaled to 10,000 counts, log2(1 + x), held at the highest bin, and made a tensor of whole numbers. Nothing
-is written: it happens again in every epoch.
+*Dense*, as in scBERT's data set (Yang et al. 2022): each cell is a dense vector over all genes of the vocabulary,
+scaled to 10,000 counts, log2(1 + x), held at the highest bin, and made a tensor of whole numbers. Nothing is written:
+it happens again in every epoch. *Aligned* is the step before it in scBERT's preprocessing, which brings the genes into
+the vocabulary's order: one gene after another is copied into a matrix of lists (scipy's `lil_matrix`).
 
-Both are kinder than the originals: known genes are found once a file, and blocks of cells are read as ours are.
+All are kinder than the originals: known genes are found once a file, and blocks of cells are read as ours are.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, lil_matrix
 
 MOST_RANKED = 2048
 TARGET_SUM = 10_000
@@ -75,3 +76,11 @@ def dense_cells(
         values = np.log2(1 + values * TARGET_SUM / row.data.sum())
         values[values > highest_bin] = highest_bin
         yield torch.from_numpy(values).long()
+
+
+def align_genes(block: csr_matrix, positions: np.ndarray, num_genes: int) -> csr_matrix:
+    """Return the counts with the vocabulary's genes as columns, copied gene by gene; of repeats the last stays."""
+    aligned = lil_matrix((block.shape[0], num_genes), dtype=block.dtype)
+    for column in np.flatnonzero(positions >= 0):
+        aligned[:, positions[column]] = block[:, column]
+    return aligned.tocsr()

@@ -8,7 +8,7 @@ that repeat, an odd `target_sum`) takes a plain way in float64, with the same re
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -61,15 +61,32 @@ class RowTokens(NamedTuple):
     known_counts: np.ndarray
 
 
-def tokenize_rows(counts: CountsCSR, positions: np.ndarray, rule: BinRule) -> RowTokens:
-    """Return the tokens of cells; `positions` are those of the columns in the vocabulary, negative where unknown."""
+def tokenize_rows(
+    counts: CountsCSR, positions: np.ndarray, rule: BinRule, *, check: Callable[[], object] = bool
+) -> RowTokens:
+    """Return the tokens of cells.
+
+    Parameters
+    ----------
+    counts
+        Raw counts.
+    positions
+        Of the columns in the vocabulary, negative where unknown.
+    rule
+        How counts become bins.
+    check
+        Called, perhaps several times, where values were met that are no whole numbers, or large ones; it may raise.
+    """
     column_keys = _key_columns(positions)
     num_genes = int(positions.max(initial=-1)) + 1
     bins_of_genes = np.zeros((min(CELLS_AT_ONCE, counts.num_cells), num_genes), np.uint8)
-    parts = [
-        _tokenize_whole(chunk, column_keys, rule, bins_of_genes) or _tokenize_any(chunk, positions, rule)
-        for chunk in _chunks(counts)
-    ]
+    parts = []
+    for chunk in _chunks(counts):
+        part = _tokenize_whole(chunk, column_keys, rule, bins_of_genes)
+        if part is None:
+            check()
+            part = _tokenize_any(chunk, positions, rule)
+        parts.append(part)
     if len(parts) == 1:
         return parts[0]
     nothing = RowTokens(*(np.zeros(0, kind) for kind in (np.int64, np.uint16, np.uint8, np.float64, np.float64)))
@@ -106,6 +123,7 @@ def _tokenize_whole(
     values = as_whole_numbers(counts.data)
     if values is None or not 2.0**-100 <= rule.target_sum <= 2.0**100:
         return None
+    values = values.astype(np.int32, copy=False)
     totals = _sum_rows(values, counts.indptr)
     if totals.max(initial=0) > LARGEST_WHOLE:
         return None
@@ -158,7 +176,7 @@ def _sum_shared(keys: np.ndarray, values: np.ndarray, shared: np.ndarray, rows: 
     different, first, group = np.unique(places, return_index=True, return_inverse=True)
     if len(different) == len(places):
         return values
-    summed = values.astype(np.int32)  # a copy, and wide enough for any sum
+    summed = values.copy()
     summed[shared[first]] = _sum_by(group, values[shared], len(different))
     is_later = np.ones(len(shared), bool)
     is_later[first] = False
@@ -173,22 +191,20 @@ def _bin_counts(values: np.ndarray, indptr: np.ndarray, totals: np.ndarray, rule
     else:
         thresholds = quantile_thresholds(values, indptr, num_bins=rule.num_bins)
     num_cells, num_edges = thresholds.shape
-    cells = np.arange(num_cells)[:, None]
+    cells = np.arange(num_cells, dtype=np.int32)[:, None]
     # One threshold at TABLE_SIZE counts for nothing below it.
     width = TABLE_SIZE + 1
     steps = np.bincount((cells * width + np.minimum(thresholds, TABLE_SIZE)).ravel(), minlength=num_cells * width)
     table = steps.reshape(num_cells, width)[:, :TABLE_SIZE].cumsum(axis=1, dtype=np.uint8)
-    places = np.repeat(cells.ravel() * TABLE_SIZE, np.diff(indptr))
-    if values.max(initial=0) < TABLE_SIZE:
-        places += values
-        return table.ravel().take(places)
+    places = np.repeat(cells.ravel() * np.int32(TABLE_SIZE), np.diff(indptr))
     places += np.minimum(values, TABLE_SIZE - 1)
     bins = table.ravel().take(places)
+    if thresholds.max(initial=0) < TABLE_SIZE:  # counts above are in the bin of the last in the table
+        return bins
     large = np.flatnonzero(values >= TABLE_SIZE)
-    rows = places[large] // TABLE_SIZE
-    edges = ((cells << 32) + thresholds).ravel()
-    reached = np.searchsorted(edges, (rows << 32) + values[large], side="right") - rows * num_edges
-    bins[large] = reached
+    rows = places[large].astype(np.int64) // TABLE_SIZE
+    edges = ((cells.astype(np.int64) << 32) + thresholds).ravel()
+    bins[large] = np.searchsorted(edges, (rows << 32) + values[large], side="right") - rows * num_edges
     return bins
 
 

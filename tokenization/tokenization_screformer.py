@@ -16,7 +16,6 @@ from .expression_bins import (
     Binning,
     CountsCSR,
     as_counts_csr,
-    as_whole_numbers,
     check_raw_counts,
 )
 from .gene_vocabulary import GeneMapping, GeneVocabulary, is_ensembl_id, load_vocabulary
@@ -229,12 +228,12 @@ class ScReformerTokenizer(PreTrainedTokenizer):
         if len(mapping.positions) != counts.num_genes:
             msg = f"mapping: has {len(mapping.positions)} names, the counts have {counts.num_genes} columns"
             raise ValueError(msg)
-        whole = as_whole_numbers(counts.data)
-        if whole is None:
+
+        def check() -> None:
             check_raw_counts(np.floor(counts.data) if allow_fractions else counts.data)
-        else:
-            counts = counts._replace(data=whole)
-        rows = tokenize_rows(counts, mapping.positions, BinRule(self.binning, self.num_bins, self.target_sum))
+
+        rule = BinRule(self.binning, self.num_bins, self.target_sum)
+        rows = tokenize_rows(counts, mapping.positions, rule, check=check)
         self._check_empty_cells(rows.lengths, first_row)
         return TokenizedCells(
             indptr=np.concatenate([np.zeros(1, np.int64), np.cumsum(rows.lengths, dtype=np.int64)]),
