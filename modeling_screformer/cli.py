@@ -399,7 +399,7 @@ def benchmark_feeding(context: typer.Context) -> None:
 
 @benchmark.command("genes", context_settings=TRAINER_COMMAND, add_help_option=False)
 def benchmark_genes(context: typer.Context) -> None:
-    """Which genes interact, by their vectors. Example: screformer benchmark genes --pairs pairs.tsv.gz --corpus corpus"""
+    """Which genes interact, by their vectors. Example: screformer benchmark genes --pairs pairs.tsv --corpus corpus"""
     _start("benchmarks.gene_interactions", context.args)
 
 
