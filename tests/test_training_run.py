@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from seen_cells import make_trainer
+from seeing_trainer import make_trainer
 from small_corpus import make_cells, make_corpus
 
 from screformer.tokenization.corpus import open_corpus
@@ -100,7 +100,7 @@ def test_two_processes_share_the_cells(corpus, all_cells, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, str(TESTS / "seen_cells.py"), corpus, str(tmp_path)]
+    command = [sys.executable, str(TESTS / "seeing_trainer.py"), corpus, str(tmp_path)]
     command.append(json.dumps({"train_sampling_strategy": "group_by_length", "ddp_backend": "gloo"}))
     shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     shared |= {
