@@ -117,10 +117,12 @@ def write_cell_hashes(path: Path, hashes: UInt64Array, vocabulary: GeneVocabular
     return {"file": path.name, "sha256": checksum(path), "num_cells": len(index), **describe_genes(vocabulary)}
 
 
-def write_seen_cells(folder: Path, hashes: Sequence[UInt64Array], vocabulary: GeneVocabulary) -> None:
-    """Write which cells a checkpoint in `folder` has seen: its index and the index's facts."""
+def write_seen_cells(
+    folder: Path, hashes: Sequence[UInt64Array], vocabulary: GeneVocabulary, *, is_complete: bool = True
+) -> None:
+    """Write which cells a checkpoint in `folder` has seen: its index, and the index's facts."""
     facts = write_cell_hashes(folder / SEEN_CELLS, np.concatenate(hashes), vocabulary)
-    write_json(folder / SEEN_CELLS_FACTS, facts)
+    write_json(folder / SEEN_CELLS_FACTS, facts | {"is_complete": is_complete})
 
 
 @dataclass(frozen=True)
@@ -131,8 +133,8 @@ class SeenCells:
     ----------
     num_cells, num_seen, num_empty
         Cells of the file; those that are in the index; those without counts on known genes, which are never in it.
-    num_indexed
-        Cells in the index.
+    num_indexed, is_complete
+        Cells in the index; False if the model began with a checkpoint that did not say what it had seen.
     is_seen
         bool (num_cells,): of each cell in the file's order.
     """
@@ -141,6 +143,7 @@ class SeenCells:
     num_seen: int
     num_empty: int
     num_indexed: int
+    is_complete: bool
     is_seen: npt.NDArray[np.bool_]
 
     @property
@@ -177,7 +180,8 @@ def seen_cells(matrix: CountMatrix, tokenizer: ScReformerTokenizer, folder: str 
         is_seen[first : first + len(hashes)] = is_in(index, hashes)
         num_empty += int((hashes == 0).sum())
         first += len(hashes)
-    return SeenCells(matrix.num_cells, int(is_seen.sum()), num_empty, len(index), is_seen)
+    is_complete = _find_index(Path(folder))[1].get("is_complete", True)
+    return SeenCells(matrix.num_cells, int(is_seen.sum()), num_empty, len(index), is_complete, is_seen)
 
 
 def read_index(folder: str | Path, vocabulary: GeneVocabulary) -> UInt64Array:

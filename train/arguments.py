@@ -82,9 +82,18 @@ class ModelArguments:
         default_factory=list,
         metadata={"help": "Fields of a new model's config, for example: hidden_size=64 num_hidden_layers=2."},
     )
+    gene2vec: str | None = field(
+        default=None,
+        metadata={"help": "Gene vectors that a new model's gene embeddings start from; see `screformer gene2vec`."},
+    )
 
     def __post_init__(self) -> None:
         """Raise ValueError where settings contradict each other."""
+        if self.checkpoint is not None and self.gene2vec is not None:
+            raise ValueError(
+                f"gene2vec={self.gene2vec!r} is where a new model's gene embeddings start, but "
+                f"checkpoint={self.checkpoint!r} brings its own; leave out one or the other"
+            )
         if self.checkpoint is not None and (self.preset is not None or self.config_overrides):
             raise ValueError(
                 f"checkpoint={self.checkpoint!r} fixes the shape of the model, but preset={self.preset!r} and "
@@ -118,7 +127,10 @@ class PretrainingDataArguments:
 
     corpus: str = field(metadata={"help": "Corpus folder, as `screformer corpus` makes it."})
     held_out_fraction: float = field(
-        default=0.1, metadata={"help": "Share of the cells whose loss decides when to stop; never trained on."}
+        default=0.1,
+        metadata={
+            "help": "Share of the cells whose loss decides when to stop, never trained on; a corpus's own split wins."
+        },
     )
     masked_fraction: float = field(default=0.15, metadata={"help": "Share of a cell's expressed genes to predict."})
     replace_probability: float = field(

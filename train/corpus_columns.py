@@ -61,4 +61,5 @@ def describe_corpus(corpus: Corpus) -> dict[str, Any]:
         "sources": [
             {key: source[key] for key in ("name", "sha256", "num_cells")} for source in corpus.manifest["sources"]
         ],
+        **({"split": corpus.manifest["split"]} if corpus.has_split else {}),
     }

@@ -98,6 +98,8 @@ def finetune(
         checkpoint=begun,
         held_out_name="validation",
         scores=("accuracy", "macro_f1"),
+        corpus=corpus,
+        used_rows=cells.rows[np.concatenate([cells.split.train, cells.split.validation])],
     )
 
 

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 from transformers import set_seed
 
 from screformer.modeling_screformer import ScReformerForMaskedLM
@@ -23,7 +22,7 @@ from screformer.train.cell_dataset import CellDataset
 from screformer.train.collator import CellCollator
 from screformer.train.corpus_columns import describe_corpus, read_column
 from screformer.train.metrics import MaskedBinMetrics, keep_predicted_bins
-from screformer.train.splits import hold_out
+from screformer.train.splits import Int64Array, hold_out
 from screformer.train.starting_model import starting_model
 from screformer.train.training_run import (
     CellTrainer,
@@ -49,9 +48,9 @@ def pretrain(
 ) -> TrainingResult:
     """Train a masked-bin model on a corpus and return its folder and held-out metrics.
 
-    A random `held_out_fraction` of the cells is never trained on; its loss, with masks that are the same in every
-    epoch, selects the best epoch and decides when to stop. A run that was interrupted in `training.output_dir` is
-    resumed; a finished one is returned as it is.
+    The cells that the corpus holds out, else a random `held_out_fraction`, are never trained on; their loss, with masks
+    that are the same in every epoch, selects the best epoch and decides when to stop. A run that was interrupted in
+    `training.output_dir` is resumed; a finished one is returned as it is.
 
     The result's metrics hold ``held_out_loss``, ``held_out_masked_accuracy`` and beside it
     ``held_out_majority_bin_accuracy``, that of always answering the commonest bin.
@@ -77,14 +76,31 @@ def pretrain(
         checkpoint=begun,
         held_out_name="held_out",
         scores=("masked_accuracy", "majority_bin_accuracy"),
+        corpus=corpus,
+        used_rows=np.concatenate(_split_cells(corpus, data, training.seed)),
     )
+
+
+def _split_cells(corpus: Corpus, data: PretrainingDataArguments, seed: int) -> tuple[Int64Array, Int64Array]:
+    """Return (kept, held out) corpus rows: by the corpus's own split if it has one, else drawn at random."""
+    rows = _rows_to_learn_from(corpus, data)
+    if not corpus.has_split:
+        kept, held_out = hold_out(len(rows), fraction=data.held_out_fraction, seed=seed)
+        return rows[kept], rows[held_out]
+    parts = np.intersect1d(rows, corpus.training), np.intersect1d(rows, corpus.held_out)
+    if not len(parts[0]) or not len(parts[1]):
+        raise ValueError(
+            f"exclude_groups leaves {len(parts[0])} cells to train on and {len(parts[1])} held out, by the split of "
+            f"the corpus {corpus.folder}; exclude fewer groups, or build a corpus without hold_out"
+        )
+    logger.info("held out: %d cells, as the corpus says; held_out_fraction is not used", len(parts[1]))
+    return parts
 
 
 def _make_trainer(
     model: ScReformerForMaskedLM, corpus: Corpus, data: PretrainingDataArguments, training: PretrainingArguments
 ) -> CellTrainer:
-    rows = _rows_to_learn_from(corpus, data)
-    kept, held_out = (rows[part] for part in hold_out(len(rows), fraction=data.held_out_fraction, seed=training.seed))
+    kept, held_out = _split_cells(corpus, data, training.seed)
 
     def collator(*, deterministic: bool) -> CellCollator:
         return CellCollator.from_config(
@@ -110,7 +126,7 @@ def _make_trainer(
     )
 
 
-def _rows_to_learn_from(corpus: Corpus, data: PretrainingDataArguments) -> npt.NDArray[np.int64]:
+def _rows_to_learn_from(corpus: Corpus, data: PretrainingDataArguments) -> Int64Array:
     """Return the corpus rows of all groups but the excluded ones."""
     if data.group_column is None:
         return np.arange(len(corpus))

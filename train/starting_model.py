@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 from transformers.utils import logging as transformers_logging
 
 from screformer.configuration_screformer import ScReformerConfig
 from screformer.modeling_screformer import ScReformerForCellClassification, ScReformerForMaskedLM
+from screformer.tokenization.gene2vec import read_gene_vectors
 from screformer.tokenization.tokenization_screformer import ScReformerTokenizer
 
 if TYPE_CHECKING:
@@ -36,14 +38,18 @@ def starting_model(
     Raises
     ------
     ValueError
-        The checkpoint was trained with another tokenizer, or an override is no field of the config.
+        The checkpoint was trained with another tokenizer, an override is no field of the config, or the gene vectors
+        have another length than the model's.
     """
     labels: dict[str, Any] = {}
     if label_names is not None:
         labels = {"id2label": dict(enumerate(label_names)), "label2id": {name: i for i, name in enumerate(label_names)}}
     overrides = arguments.config_values()
     if arguments.checkpoint is None:
-        return model_class(_new_config(tokenizer, arguments.preset or "base", overrides, labels))
+        new_model = model_class(_new_config(tokenizer, arguments.preset or "base", overrides, labels))
+        if arguments.gene2vec is not None:
+            _set_gene_vectors(new_model, tokenizer, arguments.gene2vec)
+        return new_model
     config = ScReformerConfig.from_pretrained(arguments.checkpoint, **overrides, **labels)
     check_tokenizer(config, tokenizer, checkpoint=arguments.checkpoint)
     config.tokenizer_fingerprint = tokenizer.fingerprint
@@ -62,6 +68,20 @@ def starting_model(
         parts = sorted({name.rpartition(".")[0] for name in new})
         logger.info("not in checkpoint %s, starting at random: %s", arguments.checkpoint, ", ".join(parts))
     return model
+
+
+def _set_gene_vectors(model: Model, tokenizer: ScReformerTokenizer, path: str) -> None:
+    """Start the gene embeddings from a file of vectors; genes without one keep their random start."""
+    vectors = read_gene_vectors(path)
+    if vectors.num_dimensions != model.config.hidden_size:
+        raise ValueError(
+            f"gene2vec={path!r} has vectors of length {vectors.num_dimensions}, but the model's hidden_size is "
+            f"{model.config.hidden_size}; train vectors of that length (screformer gene2vec --dimensions), or set "
+            f"config_overrides hidden_size={vectors.num_dimensions}"
+        )
+    aligned = vectors.align(tokenizer.gene_vocabulary)
+    model.base_model.set_gene_embeddings(torch.from_numpy(aligned.vectors))
+    logger.info("gene embeddings start from %s: %s", path, aligned.report)
 
 
 @contextmanager

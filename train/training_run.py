@@ -12,18 +12,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint, seed_worker
 
+from screformer.tokenization.corpus import Corpus
 from screformer.train.arguments import ScReformerTrainingArguments
 from screformer.train.cell_dataset import CellDataset
 from screformer.train.collator import CellCollator
 from screformer.train.figures import plot_training_curves
 from screformer.train.result_files import read_json, software_versions, write_json
 from screformer.train.sampler import CellBatchSampler, Rank
+from screformer.train.seen_cells import SEEN_FILES, record_seen_cells
 
 logger = logging.getLogger(__name__)
 
@@ -174,12 +177,14 @@ def train_and_save(
     checkpoint: str | None,
     held_out_name: str,
     scores: Sequence[str],
+    corpus: Corpus,
+    used_rows: npt.NDArray[np.int64],
 ) -> TrainingResult:
     """Train, keep the best model, and write everything that belongs to it.
 
     The output folder then holds the checkpoint (model, tokenizer, code), ``metrics.json``, ``log_history.json``,
-    ``training_curves.png`` and ``training.json``; the Trainer's own ``checkpoint-*`` folders are removed unless
-    `keep_checkpoints` was asked for.
+    ``training_curves.png``, ``training.json`` and ``seen_cells.npy``; the Trainer's own ``checkpoint-*`` folders are
+    removed unless `keep_checkpoints` was asked for.
 
     Parameters
     ----------
@@ -193,6 +198,8 @@ def train_and_save(
         Name of the held-out cells; prefix of their numbers in ``metrics.json``.
     scores
         Numbers to draw beside the loss.
+    corpus, used_rows
+        The cells that training and selection use, for the index of seen cells.
     """
     training: ScReformerTrainingArguments = trainer.args
     folder = Path(str(training.output_dir))
@@ -220,6 +227,7 @@ def train_and_save(
         write_json(folder / HISTORY_FILE, log_history)
         plot_training_curves(log_history, folder / CURVES_FILE, title=str(record["task"]).capitalize(), scores=scores)
         write_json(folder / METRICS_FILE, _finite(metrics))
+        record_seen_cells(folder, corpus, used_rows, checkpoint=record["model"]["checkpoint"])
         write_json(folder / RECORD_FILE, {**record, "state": "finished"})
         if not training.keep_checkpoints:
             _remove_checkpoints(folder)
@@ -257,7 +265,7 @@ def _refuse_other_settings(folder: Path, earlier: Mapping[str, Any], record: Map
 
 def _remove_run(folder: Path) -> None:
     _remove_checkpoints(folder)
-    for name in (RECORD_FILE, METRICS_FILE, HISTORY_FILE, CURVES_FILE, "model.safetensors"):
+    for name in (RECORD_FILE, METRICS_FILE, HISTORY_FILE, CURVES_FILE, *SEEN_FILES, "model.safetensors"):
         (folder / name).unlink(missing_ok=True)
 
 
