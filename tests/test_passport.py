@@ -214,7 +214,7 @@ def test_whole_numbers_that_do_not_look_like_counts_are_refused(cells, inspect, 
 def test_counts_of_any_type_are_summed(dtype) -> None:
     counts = scipy.sparse.csr_matrix(np.array([[1, 0, 1], [0, 0, 0], [1, 1, 1]], dtype=np.float32))
     counts.data = counts.data.astype(dtype)
-    tally = CountTally(np.array([True, True, False]), np.zeros(3, bool), min_genes=3)
+    tally = CountTally(np.array([True, True, False]), min_genes=3)
     tally.add(counts)
     assert tally.gene_counts.tolist() == [2, 1, 2]
     assert (tally.num_cells, tally.num_values, tally.largest) == (3, 5, 1)
@@ -223,20 +223,20 @@ def test_counts_of_any_type_are_summed(dtype) -> None:
 
 def test_stored_zeros_are_no_genes() -> None:
     counts = scipy.sparse.csr_matrix(([0.0, 2.0, 0.0], [0, 1, 2], [0, 2, 3]), shape=(2, 3))
-    tally = CountTally(np.ones(3, bool), np.zeros(3, bool), min_genes=1)
+    tally = CountTally(np.ones(3, bool), min_genes=1)
     tally.add(counts)
     assert tally.genes_per_cell[:1] + tally.genes_per_cell[-1:] == (0, 1)
     assert (tally.num_without_counts, tally.num_below_minimum) == (1, 1)
 
 
 def test_an_empty_tally_is_all_zero() -> None:
-    tally = CountTally(np.ones(3, bool), np.zeros(3, bool), min_genes=1)
+    tally = CountTally(np.ones(3, bool), min_genes=1)
     tally.add(scipy.sparse.csr_matrix((0, 3)))
     assert set(tally.genes_per_cell + tally.counts_per_cell) == {0}
 
 
 def test_columns_out_of_range_and_what_is_no_number_are_refused() -> None:
-    tally = CountTally(np.ones(3, bool), np.zeros(3, bool), min_genes=1)
+    tally = CountTally(np.ones(3, bool), min_genes=1)
     counts = scipy.sparse.csr_matrix(np.ones((2, 3)))
     counts.indices[-1] = 7
     with pytest.raises(ValueError, match=r"columns from 0 to 2 are needed, one a gene; .* It is damaged"):

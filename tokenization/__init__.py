@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from screformer.tokenization.count_matrix import CountMatrix, open_count_matrix
     from screformer.tokenization.example_cells import example_cells_path
     from screformer.tokenization.gene_vocabulary import GeneMapping, GeneVocabulary
+    from screformer.tokenization.passport import InputPassport, check_passport, inspect_counts, inspect_file
     from screformer.tokenization.tokenization_screformer import ScReformerTokenizer, TokenizedCells
 
 _HOMES = {
@@ -21,6 +22,10 @@ _HOMES = {
     "example_cells_path": "example_cells",
     "GeneMapping": "gene_vocabulary",
     "GeneVocabulary": "gene_vocabulary",
+    "InputPassport": "passport",
+    "check_passport": "passport",
+    "inspect_counts": "passport",
+    "inspect_file": "passport",
     "ScReformerTokenizer": "tokenization_screformer",
     "TokenizedCells": "tokenization_screformer",
 }
@@ -33,6 +38,10 @@ __all__ = [  # noqa: RUF022 - grouped by module
     "example_cells_path",
     "GeneMapping",
     "GeneVocabulary",
+    "InputPassport",
+    "check_passport",
+    "inspect_counts",
+    "inspect_file",
     "ScReformerTokenizer",
     "TokenizedCells",
 ]

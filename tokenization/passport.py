@@ -24,6 +24,7 @@ CELLS_PER_BLOCK = 1024
 NUM_EXAMPLES = 20
 # The names of more cells would take more memory than all the rest.
 MOST_CELL_IDS_COMPARED = 1_000_000
+CELL_IDS_AT_ONCE = 10_000
 # A list of names is called of one type if no more than this share is of the other.
 MOST_OF_OTHER_TYPE = 0.05
 
@@ -206,8 +207,7 @@ def inspect_counts(
     mapping = matrix.map_genes(tokenizer.gene_vocabulary)
     if refuse:
         _refuse(matrix.name, find_problems_of_names(matrix, mapping, tokenizer), allowed)
-    is_known = mapping.positions >= 0
-    tally = CountTally(is_known, is_mitochondrial(matrix.gene_names), min_genes=min_genes)
+    tally = CountTally(mapping.positions >= 0, min_genes=min_genes)
     state = _state_of(matrix.path)
     with tqdm(total=matrix.num_cells, desc="inspect", unit="cell", disable=not progress) as bar:
         for block in matrix.blocks(CELLS_PER_BLOCK):
@@ -284,7 +284,7 @@ def _make_passport(
     organism = guess_organism(
         matrix.gene_names, gene_counts=tally.gene_counts, known_share=coverage if expected == "human" else None
     )
-    has_mitochondrial = is_mitochondrial(matrix.gene_names).any() and total > 0
+    mitochondrial = is_mitochondrial(matrix.gene_names)
     return InputPassport(
         file=matrix.name,
         format=matrix.format,
@@ -305,7 +305,9 @@ def _make_passport(
         genes_per_cell=tally.genes_per_cell,
         counts_per_cell=tally.counts_per_cell,
         largest_count=tally.largest,
-        mitochondrial_share=tally.mitochondrial_counts / total if has_mitochondrial else None,
+        mitochondrial_share=(
+            float(tally.gene_counts[mitochondrial].sum()) / total if total and mitochondrial.any() else None
+        ),
         num_repeated_cells=_count_repeated(matrix),
         organism=organism,
         problems=tuple(find_problems(matrix, mapping, tokenizer, tally, coverage, organism)),
@@ -357,8 +359,12 @@ def _unmatched_genes(
 def _count_repeated(matrix: CountMatrix) -> int | None:
     if matrix.num_cells > MOST_CELL_IDS_COMPARED:
         return None
-    cell_ids = matrix.cell_ids
-    return len(cell_ids) - len(set(cell_ids))
+    # Numbers instead of the names, a part at a time: 8 bytes a cell.
+    hashes = np.zeros(matrix.num_cells, dtype=np.int64)
+    for first in range(0, matrix.num_cells, CELL_IDS_AT_ONCE):
+        names = matrix.read_cell_ids(start=first, stop=first + CELL_IDS_AT_ONCE)
+        hashes[first : first + len(names)] = [hash(name) for name in names]
+    return matrix.num_cells - len(np.unique(hashes))
 
 
 def _state_of(path: Path | str) -> tuple[int, int] | None:
