@@ -25,7 +25,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from datasets.arrow_writer import ArrowWriter
+from scipy.sparse import csr_matrix
 
 from screformer.benchmarks.many_cells import CELLS_PER_BLOCK as MADE_AT_ONCE
 from screformer.benchmarks.many_cells import Compression, make_many_cells
@@ -179,45 +180,51 @@ def _measure_speed(
     tokenizer = ScReformerTokenizer()
     with open_count_matrix(path, vocabulary=tokenizer.gene_vocabulary) as matrix:
         mapping = matrix.map_genes(tokenizer.gene_vocabulary)
-        positions = mapping.positions
         calls = {
             READING: Call(lambda: read_blocks(path), rate_cells),
             OURS: Call(lambda: tokenize_blocks(matrix, mapping, tokenizer, work / "cells.arrow"), rate_cells),
         }
         if compression == "gzip":
-            num_loops = min(loop_cells, rate_cells)
-            num_genes, highest_bin = tokenizer.num_genes, tokenizer.num_bins - 1
-            medians = _medians(matrix, positions, num_genes)
-
-            def rank() -> None:
-                blocks = matrix.blocks(CELLS_PER_BLOCK, stop=num_loops)
-                save_ranks([cell for block in blocks for cell in rank_cells(block, positions, medians)], work / "ranks")
-
-            def lay_out() -> None:
-                for block in matrix.blocks(CELLS_PER_BLOCK, stop=num_loops):
-                    for _ in dense_cells(block, positions, num_genes, highest_bin=highest_bin):
-                        pass
-
-            def align() -> None:
-                for block in matrix.blocks(CELLS_PER_BLOCK, stop=num_loops):
-                    aligned, in_order = (
-                        align_genes(block, positions, tokenizer.num_genes),
-                        np.arange(tokenizer.num_genes),
-                    )
-                    for _ in dense_cells(aligned, in_order, tokenizer.num_genes, highest_bin=tokenizer.num_bins - 1):
-                        pass
-
-            calls |= {
-                CORPUS: Call(lambda: _build_once(path, work / "corpus", tokenizer), rate_cells),
-                RANKS: Call(rank, num_loops),
-                DENSE: Call(lay_out, num_loops),
-                ALIGNED: Call(align, num_loops, is_slow=True),
-            }
+            calls[CORPUS] = Call(lambda: _build_once(path, work / "corpus", tokenizer), rate_cells)
+            calls |= _make_loops(matrix, mapping.positions, tokenizer, min(loop_cells, rate_cells), work / "ranks")
         rows = [{"compression": compression, **row} for row in _rates(calls, repeats)]
     for row in rows:
         row["file_bytes_per_cell"] = path.stat().st_size / rate_cells
     path.unlink()
     return rows
+
+
+def _make_loops(
+    matrix: CountMatrix, positions: np.ndarray, tokenizer: ScReformerTokenizer, num_cells: int, folder: Path
+) -> dict[str, Call]:
+    """Return the loops over the first cells of a file; `folder` is for what they write."""
+    num_genes, highest_bin = tokenizer.num_genes, tokenizer.num_bins - 1
+    medians = _medians(matrix, positions, num_genes)
+
+    def blocks() -> Iterator[csr_matrix]:
+        return matrix.blocks(CELLS_PER_BLOCK, stop=num_cells)
+
+    def rank() -> None:
+        save_ranks([cell for block in blocks() for cell in rank_cells(block, positions, medians)], folder)
+
+    def lay_out() -> None:
+        for block in blocks():
+            for _ in dense_cells(block, positions, num_genes, highest_bin=highest_bin):
+                pass
+
+    def align() -> None:
+        in_order = np.arange(num_genes)
+        for block in blocks():
+            for _ in dense_cells(
+                align_genes(block, positions, num_genes), in_order, num_genes, highest_bin=highest_bin
+            ):
+                pass
+
+    return {
+        RANKS: Call(rank, num_cells),
+        DENSE: Call(lay_out, num_cells),
+        ALIGNED: Call(align, num_cells, is_slow=True),
+    }
 
 
 def _make_cells(source: str | Path | None, path: Path, num_cells: int, compression: Compression = "gzip") -> Path:
