@@ -1,8 +1,8 @@
 """LSH attention (Kitaev et al. 2020, section 2) with shared query-key: hash, sort, chunk, attend, combine.
 
-Hashing is lsh_hashing.py, the fast form of the rest lsh_attention_blocked.py; here are the public function, the plain
-form and exact attention. Shape letters: B cells, H heads, R hash rounds, L tokens, D head width, C hash columns,
-N chunks, K bucket size (tokens a chunk).
+Hashing is lsh_hashing.py, the fast forms of the rest lsh_attention_blocked.py (CPU) and lsh_attention_triton.py (GPU);
+here are the public function, the plain form and exact attention. Shape letters: B cells, H heads, R hash rounds,
+L tokens, D head width, C hash columns, N chunks, K bucket size (tokens a chunk).
 
 Differences from the Reformer reference (trax, reformer-pytorch, transformers), each for a reason:
 
@@ -14,7 +14,9 @@ Differences from the Reformer reference (trax, reformer-pytorch, transformers), 
 * Rotations are given, not drawn: hashing is part of the model, and nothing touches the global random generators.
 """
 
+import logging
 import math
+from functools import cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -22,12 +24,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .lsh_attention_blocked import blocked_attention
+from .lsh_attention_triton import triton_attention, why_not_triton
 from .lsh_hashing import Hashing, draw_rotations, lsh_order
 
 __all__ = ["draw_rotations", "exact_attention", "lsh_attention", "lsh_order"]
 
-Implementation = Literal["auto", "reference", "blocked", "exact"]
-IMPLEMENTATIONS = ("auto", "reference", "blocked", "exact")
+logger = logging.getLogger(__name__)
+
+Implementation = Literal["auto", "reference", "blocked", "triton", "exact"]
+IMPLEMENTATIONS = ("auto", "reference", "blocked", "triton", "exact")
 
 # A token's score with itself: far below any other, above masked ones, and within half precision.
 SELF_SCORE = -5e4
@@ -72,8 +77,8 @@ def lsh_attention(
         (B, L), 1 or True for tokens, 0 for padding; padded rows of the result are zero.
     implementation
         ``"reference"``: a few lines of plain PyTorch, which hold every score; ``"blocked"``: the same numbers, a few
-        tiles at a time; ``"exact"``: full attention with the same rule, ignoring ``rotations``; ``"auto"``: the fastest
-        LSH available here.
+        tiles at a time; ``"triton"``: the same by fused GPU kernels; ``"exact"``: full attention with the same rule,
+        ignoring ``rotations``; ``"auto"``: ``"triton"`` where it can run, else ``"blocked"``.
     hashing
         ``"cross_polytope"``, the Reformer's, or ``"sign"``; see :func:`lsh_order`.
     order
@@ -82,9 +87,9 @@ def lsh_attention(
     Raises
     ------
     ValueError
-        For shapes that do not fit or an unknown implementation.
+        For shapes that do not fit, an unknown implementation, or ``"triton"`` where its kernels cannot run.
     TypeError
-        For integer inputs.
+        For integer inputs, or float64 with ``"triton"``.
     """
     _check_inputs(query_key, value, rotations, bucket_size, attention_mask, implementation)
     mask = None if attention_mask is None else attention_mask.to(torch.bool)
@@ -96,7 +101,8 @@ def lsh_attention(
         if order is None:
             order = lsh_order(query_key, rotations, bucket_size=bucket_size, attention_mask=mask, hashing=hashing)
         if implementation != "reference":
-            return blocked_attention(query_key, value, order, bucket_size=bucket_size, attention_mask=mask)
+            attend = triton_attention if _takes_triton(query_key, bucket_size, implementation) else blocked_attention
+            return attend(query_key, value, order, bucket_size=bucket_size, attention_mask=mask)
         output = _reference_attention(query_key, value, order, bucket_size, mask)
     return output if mask is None else output * mask[:, None, :, None].to(output.dtype)
 
@@ -107,6 +113,26 @@ def exact_attention(query_key: Tensor, value: Tensor, *, attention_mask: Tensor 
     return lsh_attention(
         query_key, value, rotations, bucket_size=2, attention_mask=attention_mask, implementation="exact"
     )
+
+
+def _takes_triton(query_key: Tensor, bucket_size: int, implementation: str) -> bool:
+    """Whether the GPU kernels are asked for, or can run where the choice is ours."""
+    if implementation == "blocked" or (implementation == "auto" and query_key.device.type == "cpu"):
+        return False
+    reason = why_not_triton(query_key.device, bucket_size, query_key.shape[-1])
+    if implementation == "triton" and reason is not None:
+        msg = f"implementation 'triton' cannot run: {reason}. Use 'auto', which takes 'blocked' then."
+        raise ValueError(msg)
+    if reason is None and implementation == "auto" and query_key.dtype == torch.float64:
+        reason = "the tensors are float64"
+    if reason is not None:
+        _say_once(reason)
+    return reason is None
+
+
+@cache
+def _say_once(reason: str) -> None:
+    logger.warning("LSH attention runs without its GPU kernels, slower: %s", reason)
 
 
 def _reference_attention(

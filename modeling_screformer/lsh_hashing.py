@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .lsh_attention_triton import MOST_COLUMNS, SMALLEST_BUCKET, triton_sign_order, why_not_triton
+
 Hashing = Literal["sign", "cross_polytope"]
 HASHINGS = ("sign", "cross_polytope")
 # Planes beyond one bucket a chunk: buckets are uneven, and eight times as many sort the inside of full ones by nearness
@@ -61,6 +63,14 @@ def lsh_order(
     """
     if hashing not in HASHINGS:
         raise ValueError(f"hashing got {hashing!r}; allowed are {', '.join(map(repr, HASHINGS))}.")
+    if _takes_triton(query_key, rotations, hashing):
+        return triton_sign_order(
+            query_key,
+            rotations,
+            bucket_size=bucket_size,
+            finer_columns=FINER_COLUMNS,
+            attention_mask=attention_mask,
+        )
     bucket_ids = _sign_buckets if hashing == "sign" else _cross_polytope_buckets
     dtype = torch.promote_types(query_key.dtype, torch.float32)
     rotations = rotations.to(dtype)
@@ -76,6 +86,12 @@ def lsh_order(
                     buckets_HRL.masked_fill_(is_padding, torch.iinfo(buckets_HRL.dtype).max)
                 order[cell, some] = _stable_argsort(buckets_HRL)
     return order
+
+
+def _takes_triton(query_key: Tensor, rotations: Tensor, hashing: Hashing) -> bool:
+    if hashing != "sign" or query_key.device.type == "cpu" or rotations.shape[-1] > MOST_COLUMNS:
+        return False
+    return why_not_triton(query_key.device, SMALLEST_BUCKET, query_key.shape[-1]) is None
 
 
 def num_hash_columns(length: int, bucket_size: int, hashing: Hashing) -> int:

@@ -9,6 +9,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 import torch
 
+# Before Triton is imported: without a GPU its kernels are tested by its interpreter.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 NUM_GENES = 60
 
 

@@ -59,6 +59,7 @@ MODEL_FILES = {
     "configuration_screformer.py",
     "lsh_attention.py",
     "lsh_attention_blocked.py",
+    "lsh_attention_triton.py",
     "lsh_hashing.py",
     "modeling_screformer.py",
     "reversible.py",
