@@ -9,6 +9,7 @@ from small_corpus import make_cells, make_tokenizer
 from screformer.tokenization import build_corpus, open_corpus
 from screformer.tokenization.cell_filters import CellFilters
 from screformer.tokenization.corpus_split import HoldOut, choose_groups
+from screformer.tokenization.mitochondrial_genes import is_mitochondrial
 
 
 def write(path, cells, counts=None):
@@ -86,6 +87,13 @@ def test_a_filter_that_can_drop_nothing_is_noted(tmp_path, caplog) -> None:
     note = "no gene is named as mitochondrial: max_mitochondrial_share dropped no cell"
     assert note in corpus.manifest["sources"][0]["notes"]
     assert note in caplog.text
+
+
+def test_mitochondrial_genes_are_known_by_id_and_by_symbol() -> None:
+    ids = ["ENSG00000198888", "ENSG00000211459", "ENSG00000210082.2", "ENSG00000209082"]  # ND1, RNR1, RNR2, TL1
+    assert is_mitochondrial(ids).all()
+    assert is_mitochondrial(["MT-ND1", "MT-RNR1", "MT.RNR2", "MT-TL1"]).all()
+    assert not is_mitochondrial(["MT1X", "MTOR", "ENSG00000198793"]).any()
 
 
 @pytest.mark.parametrize(
