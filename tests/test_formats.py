@@ -133,18 +133,25 @@ def test_blocks_of_every_size_are_the_rows_asked_for(stored, cells, tokenizer):
         assert list(matrix.blocks(7, start=20, stop=20)) == []
 
 
-def test_another_process_can_open_the_same_matrix(stored, cells, tokenizer):
+def test_another_process_can_open_the_same_matrix(stored, cells, tokenizer, monkeypatch):
     path, _ = stored
     with open_count_matrix(path, vocabulary=tokenizer.gene_vocabulary) as matrix:
-        for _ in range(2):  # before blocks were read, and after, when rows may be shared
+        for is_prepared in (False, True):
+            if is_prepared:
+                assert matrix.prepare() == (matrix.notes != [])
+                # Whatever had to be rewritten by rows is shared from now on.
+                monkeypatch.setattr(count_matrix_module, "rewrite_by_rows", None)
+                monkeypatch.setattr(tenx_file, "RowsWriter", None)
             with open_count_matrix(**json.loads(json.dumps(matrix.source))) as other:
                 assert other.gene_names == matrix.gene_names
                 assert other.gene_source == matrix.gene_source
                 assert other.count_source == matrix.count_source
                 assert other.evidence == matrix.evidence
                 assert (_all(other) != cells.X).nnz == 0
-            assert (_all(matrix) != cells.X).nnz == 0
+                assert not is_prepared or other.notes == matrix.notes
+        assert (_all(matrix) != cells.X).nnz == 0
         source = matrix.source
+    monkeypatch.undo()
     with open_count_matrix(**source) as later:  # what was shared is gone by now
         assert (_all(later) != cells.X).nnz == 0
 

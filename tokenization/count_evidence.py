@@ -78,11 +78,11 @@ def examine_counts(source: str, stored: StoredRows | StoredColumns) -> CountEvid
     Values are told apart by themselves, never by their type: counts are often stored as floating-point numbers.
     """
     if stored.dtype.kind not in "biuf":
-        problem = (
+        return not_counts(
+            source,
             f"the values are of type {stored.dtype}, such as text, not numbers; convert them: "
-            "adata.X = adata.X.astype('float32')"
+            "adata.X = adata.X.astype('float32')",
         )
-        return not_counts(source, problem)
     sample = _sample_rows(stored) if isinstance(stored, StoredRows) else _sample_columns(stored)
     values = sample.values.astype(np.float64)
     finite = values[np.isfinite(values)]

@@ -65,13 +65,14 @@ class CountMatrix:
         allow: Collection[str] = (),
         rows_folder: str | None = None,
     ) -> None:
+        is_text = isinstance(stored, TemporaryRows)
         self.path = path
         self.format = file.format
         self.count_source = evidence[0].source
         self.evidence = evidence
         self.gene_names = genes.names
         self.gene_source = genes.source
-        self.notes: list[str] = []
+        self.notes: list[str] = [f"{self.count_source} is text: read into temporary files by rows."] if is_text else []
         self.num_cells, self.num_genes = stored.shape[0], len(genes.names)
         self._file, self._stored = file, stored
         self._allow, self._rows_folder = sorted(allow), rows_folder
@@ -87,8 +88,8 @@ class CountMatrix:
         """Arguments, as JSON values, with which `open_count_matrix` opens the same matrix in another process.
 
         What is known by now goes with them and is not looked at again. If the matrix had to be rewritten by rows, that
-        is after its blocks were read once, other processes of this machine read the same rows, as long as this
-        matrix is open.
+        is after `prepare` or the first block, other processes of this machine read the same rows as long as this matrix
+        is open.
         """
         is_column = self.gene_source.startswith("var[")
         rows = self._stored.folder if isinstance(self._stored, TemporaryRows) else self._rows_folder
@@ -168,6 +169,17 @@ class CountMatrix:
             yield block
             del block  # two blocks are not held while the next is read, if the caller lets go too
 
+    def prepare(self) -> bool:
+        """Rewrite a matrix that is not stored by rows now, instead of when its first block is read.
+
+        Returns
+        -------
+        bool
+            Whether rows were rewritten: then processes that open `source` share them while this matrix is open.
+        """
+        self._rows()
+        return isinstance(self._stored, TemporaryRows)
+
     def close(self) -> None:
         """Close the file, and remove what was written temporarily."""
         if isinstance(self._stored, StoredRows):
@@ -205,8 +217,9 @@ class CountMatrix:
             f"{self.count_source} is {stored.description}: rewritten by rows into temporary files. To save that time "
             "in each run, store it once by rows: adata.X = adata.X.tocsr()."
         )
-        logger.warning("%s: %s", self.name, note)
         shared = open_shared_rows(self._rows_folder)
+        if shared is None:
+            logger.warning("%s: %s", self.name, note)
         with reading(self.name, self.count_source):
             rows = rewrite_by_rows(stored, self.name) if shared is None else shared
         self.notes.append(note)

@@ -46,7 +46,7 @@ class NumbersFile:
         """Return the numbers of a run without steps."""
         start, stop, _ = run.indices(self.shape[0])
         numbers = np.empty(max(0, stop - start), self.dtype)
-        left, position = memoryview(numbers).cast("B"), start * self.dtype.itemsize
+        left, position = numbers.view(np.uint8).data, start * self.dtype.itemsize
         while left:
             size = self._read_into(left, position)
             if size == 0:
@@ -79,7 +79,9 @@ class TemporaryRows(CompressedRows):
             NumbersFile(folder / "indices", INDEX_TYPE),
             NumbersFile(folder / "indptr", np.dtype(np.int64)),
         ]
-        super().__init__(*self._files, tuple(about["shape"]), is_checked=True)
+        data, indices, indptr = self._files
+        num_cells, num_genes = about["shape"]
+        super().__init__(data, indices, indptr, (num_cells, num_genes), is_checked=True)
         self._remove = None if owner is None else weakref.finalize(self, _remove_folder, folder, owner, os.getpid())
 
     def close(self) -> None:
