@@ -7,7 +7,7 @@ import shutil
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -102,8 +102,9 @@ def build(
         _tidy(folder)
         return BuildCounts(0, len(read_json(folder / MANIFEST)["shards"]))
     done: dict[str, Manifest] = {}
+    rewritten = ExitStack()  # matrices whose temporary rows all workers read
     try:
-        sources = _survey(paths, folder, tokenizer, options)
+        sources = _survey(paths, folder, tokenizer, options, rewritten)
         template = _template(folder, tokenizer, options)
         _inspect_sources(folder, sources, template, workers)
         items = _plan_shards(sources, template, options.cells_per_shard)
@@ -117,6 +118,7 @@ def build(
             shutil.rmtree(folder)
         raise
     finally:
+        rewritten.close()
         close_sources()
     _finish(folder, plan, sources, [done[item.file] for item in items], tokenizer, options)
     _tidy(folder)
@@ -183,22 +185,34 @@ def _save_tokenizer(folder: Path, tokenizer: ScReformerTokenizer) -> None:
 
 
 def _survey(
-    paths: Sequence[Path | str], folder: Path, tokenizer: ScReformerTokenizer, options: CorpusOptions
+    paths: Sequence[Path | str],
+    folder: Path,
+    tokenizer: ScReformerTokenizer,
+    options: CorpusOptions,
+    rewritten: ExitStack,
 ) -> list[_Source]:
-    """Open every source once, and refuse what can be refused before counts are read."""
+    """Open every source once, and refuse what can be refused before counts are read.
+
+    One that is not stored by rows is rewritten now, once for all workers, and left open in `rewritten`.
+    """
     sources = []
     for path in tqdm(paths, desc="open", unit="file", disable=None):
-        with open_count_matrix(
-            path,
-            layer=options.layer,
-            gene_column=options.gene_column,
-            vocabulary=tokenizer.gene_vocabulary,
-            allow=options.allow,
-        ) as matrix:
+        with ExitStack() as opened:
+            matrix = opened.enter_context(
+                open_count_matrix(
+                    path,
+                    layer=options.layer,
+                    gene_column=options.gene_column,
+                    vocabulary=tokenizer.gene_vocabulary,
+                    allow=options.allow,
+                )
+            )
             lacking = [name for name in options.obs_columns if name not in matrix.obs_columns]
             if lacking:
                 msg = f"obs_columns: {matrix.name} has no {lacking[0]!r}, it has {matrix.obs_columns}"
                 raise ValueError(msg)
+            if matrix.prepare():
+                rewritten.enter_context(opened.pop_all())
             sources.append(_Source(matrix.source, matrix.num_cells))
     return sources
 
