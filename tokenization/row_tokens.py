@@ -78,8 +78,9 @@ def tokenize_rows(
         Called, perhaps several times, where values were met that are no whole numbers, or large ones; it may raise.
     """
     column_keys = _key_columns(positions)
-    num_genes = int(positions.max(initial=-1)) + 1
-    bins_of_genes = np.zeros((min(CELLS_AT_ONCE, counts.num_cells), num_genes), np.uint8)
+    # One place more than there are positions: for the bins of what is dropped.
+    width = int(positions.max(initial=-1)) + 2
+    bins_of_genes = np.zeros((min(CELLS_AT_ONCE, counts.num_cells), width), np.uint8)
     parts = []
     for chunk in _chunks(counts):
         part = _tokenize_whole(chunk, column_keys, rule, bins_of_genes)
@@ -130,26 +131,34 @@ def _tokenize_whole(
     keys = column_keys.take(counts.indices)
     if values.min(initial=1) == 0:
         keys[values == 0] = DROPPED
-    indptr, known = counts.indptr, totals
+    indptr, known, num_dropped = counts.indptr, totals, np.zeros(len(totals), np.int64)
     special = np.flatnonzero(keys >= SHARED)
     if special.size:
         rows = np.searchsorted(indptr, special, side="right") - 1
         is_dropped = keys[special] == DROPPED
         known = totals - _sum_by(rows[is_dropped], values[special[is_dropped]], len(totals))
         values = _sum_shared(keys, values, special[~is_dropped], rows[~is_dropped])
-        dropped_rows = rows[keys[special] == DROPPED]
-        if dropped_rows.size:
+        is_dropped = keys[special] == DROPPED
+        num_dropped = np.bincount(rows[is_dropped], minlength=len(totals))
+        if rule.binning == "quantile" and is_dropped.any():
+            # Here a cell's thresholds depend on which counts are kept.
             is_kept = keys != DROPPED
             keys, values = keys[is_kept], values[is_kept]
-            lengths = np.diff(indptr) - np.bincount(dropped_rows, minlength=len(totals))
-            indptr = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-    gene_ids, bins = keys.astype(np.uint16), _bin_counts(values, indptr, totals, rule)
-    if not _ascend(gene_ids, indptr):
-        bins = _sort_genes(gene_ids, bins, indptr, bins_of_genes)
+            indptr, num_dropped = _ends(np.diff(indptr) - num_dropped), np.zeros_like(num_dropped)
+        else:
+            keys[special[is_dropped]] = bins_of_genes.shape[1] - 1  # sorts last
+    bins = _bin_counts(values, indptr, totals, rule)
+    gene_ids = keys.astype(np.uint16)
+    if num_dropped.any() or not _ascend(gene_ids, indptr):
+        gene_ids, bins, indptr = _sort_genes(gene_ids, bins, indptr, num_dropped, bins_of_genes)
         if not _ascend(gene_ids, indptr):
             return None
     sums = (sum_.astype(np.float64) for sum_ in (totals, known))
     return RowTokens(np.diff(indptr), gene_ids, bins, *sums)
+
+
+def _ends(lengths: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
 
 
 def _sum_rows(values: np.ndarray, indptr: np.ndarray) -> np.ndarray:
@@ -208,14 +217,26 @@ def _bin_counts(values: np.ndarray, indptr: np.ndarray, totals: np.ndarray, rule
     return bins
 
 
-def _sort_genes(gene_ids: np.ndarray, bins: np.ndarray, indptr: np.ndarray, bins_of_genes: np.ndarray) -> np.ndarray:
-    """Sort the positions of each cell in place, and return their bins in that order."""
-    num_genes, flat = bins_of_genes.shape[1], bins_of_genes.ravel()
-    row_starts = np.repeat(np.arange(len(indptr) - 1) * num_genes, np.diff(indptr))
-    flat[row_starts + gene_ids] = bins
+def _sort_genes(
+    gene_ids: np.ndarray, bins: np.ndarray, indptr: np.ndarray, num_dropped: np.ndarray, bins_of_genes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sort the positions of each cell, cut off the last `num_dropped`, and return them, their bins and indptr.
+
+    `gene_ids` and `bins_of_genes` are written over.
+    """
+    width, flat = bins_of_genes.shape[1], bins_of_genes.ravel()
+    row_starts, lengths = np.arange(len(indptr) - 1) * width, np.diff(indptr)
+    places = np.repeat(row_starts, lengths)
+    places += gene_ids
+    flat[places] = bins
     sort_rows(gene_ids, indptr)
-    row_starts += gene_ids
-    return flat.take(row_starts)
+    if num_dropped.any():
+        lengths = lengths - num_dropped
+        kept = zip(indptr.tolist(), (indptr[:-1] + lengths).tolist(), strict=False)
+        gene_ids = np.concatenate([gene_ids[start:stop] for start, stop in kept])
+    places = np.repeat(row_starts, lengths)
+    places += gene_ids
+    return gene_ids, flat.take(places), _ends(lengths)
 
 
 def _ascend(gene_ids: np.ndarray, indptr: np.ndarray) -> bool:
