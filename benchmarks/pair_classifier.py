@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+from itertools import count, islice
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -24,7 +25,7 @@ SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 COLUMNS = ("gene_a", "gene_b", "label", "split")
 HIDDEN_SIZE, DROPOUT, BATCH_SIZE, WEIGHT_DECAY = 128, 0.5, 1024, 1e-4
 LEARNING_RATES = (1e-3, 2e-4)
-MAX_EPOCHS, STEPS_A_CHECK, PATIENCE = 4, 40, 8
+MAX_STEPS, STEPS_A_CHECK, PATIENCE = 800, 40, 6
 
 
 class LabelledPairs(NamedTuple):
@@ -144,15 +145,15 @@ def _train(table: Tensor, tensors: dict[Split, tuple[Tensor, Tensor]], learning_
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY)
     genes, labels = tensors["train"]
     best = PairScores(0.0, 0.0, 0, learning_rate)
-    batches = (batch for _ in range(MAX_EPOCHS) for batch in torch.randperm(len(genes)).split(BATCH_SIZE))
-    for step, batch in enumerate(batches, start=1):
+    batches = (batch for _ in count() for batch in torch.randperm(len(genes)).split(BATCH_SIZE))
+    for step, batch in enumerate(islice(batches, MAX_STEPS), start=1):
         network.train()
         logits = network(_pair_features(table, genes[batch]))[:, 0]
         loss = nn.functional.binary_cross_entropy_with_logits(logits, labels[batch])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if step % STEPS_A_CHECK and step > 1:
+        if step % STEPS_A_CHECK:
             continue
         valid = _area(network, table, *tensors["valid"])
         if valid > best.valid:

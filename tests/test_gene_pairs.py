@@ -168,3 +168,15 @@ def test_unknown_columns_and_no_memory_are_refused(corpus):
         find_gene_pairs(corpus, group_column="batch")
     with pytest.raises(ValueError, match="memory: more than 0 GB, got 0"):
         find_gene_pairs(corpus, memory=0)
+
+
+def test_nearest_pairs_are_those_of_a_search_with_fewer_neighbors(corpus):
+    rules = {"min_correlation": 0, "min_z": 0, "min_cell_share": 0, "min_cells": 1}
+    many, few = (
+        find_gene_pairs(corpus, PairRules(num_neighbors=count, **rules), group_column="donor") for count in (12, 3)
+    )
+    assert len(many) > len(few)
+    nearest = many.nearest(3)
+    for group in (0, 1):
+        assert pairs_of(nearest, group).keys() == pairs_of(few, group).keys()
+    assert len(many.nearest(12)) == len(many)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import datasets
@@ -146,6 +146,19 @@ class GenePairs:
         """Count the pairs."""
         return len(self.genes)
 
+    def nearest(self, num_neighbors: int) -> GenePairs:
+        """Return the pairs that are, for either gene and in their group, among its highest correlations."""
+        genes = self.genes.T.ravel()  # each pair twice: as seen from either gene
+        groups, correlations = np.tile(self.groups, 2), np.tile(self.correlations, 2)
+        order = np.lexsort((-correlations, genes, groups))
+        keys = np.stack([groups[order], genes[order]])
+        is_first = np.concatenate([[True], (keys[:, 1:] != keys[:, :-1]).any(axis=0)])
+        ranks = np.empty(len(order), np.int64)
+        ranks[order] = np.arange(len(order)) - np.flatnonzero(is_first)[np.cumsum(is_first) - 1]
+        best = ranks.reshape(2, -1).min(axis=0)
+        kept = best < num_neighbors
+        return replace(self, genes=self.genes[kept], correlations=self.correlations[kept], groups=self.groups[kept])
+
     def describe(self) -> list[dict[str, str | int]]:
         """Return a JSON row for each group: name, cells, genes and pairs."""
         num_pairs = np.bincount(self.groups, minlength=len(self.group_names)).tolist()
@@ -246,7 +259,7 @@ def measure_genes(corpus: Corpus, group: CellGroup, num_genes: int) -> GeneMomen
     """Return how often and how high each gene of the vocabulary is expressed in a group, from one reading."""
     num_expressing = np.zeros(num_genes, np.int64)
     sums, squares = np.zeros(num_genes), np.zeros(num_genes)
-    for block in _blocks(corpus, group.rows):
+    for _, block in read_bins(corpus, group.rows):
         bins = block.bins.astype(np.float64)
         num_expressing += np.bincount(block.genes, minlength=num_genes)
         sums += np.bincount(block.genes, weights=bins, minlength=num_genes)
@@ -256,7 +269,7 @@ def measure_genes(corpus: Corpus, group: CellGroup, num_genes: int) -> GeneMomen
     return GeneMoments(len(group.rows), num_expressing, means, np.sqrt(variances))
 
 
-class _Block(NamedTuple):
+class BinBlock(NamedTuple):
     """Expressed genes of some cells: the row in the block, the gene, its bin."""
 
     num_cells: int
@@ -303,7 +316,7 @@ def _correlation_tiles(
     for first in range(0, len(genes), tile_size):
         stop = min(first + tile_size, len(genes))
         sums = np.zeros((stop - first, len(genes)), np.float32)
-        for block in _blocks(corpus, rows):
+        for _, block in read_bins(corpus, rows):
             scores = np.zeros((block.num_cells, len(genes)), np.float32)
             columns = column_of[block.genes]
             is_kept = columns >= 0
@@ -329,17 +342,19 @@ def _choose_neighbors(
     return rows[is_high], columns[is_high]
 
 
-def _blocks(corpus: Corpus, rows: Integers) -> Iterator[_Block]:
+def read_bins(corpus: Corpus, rows: Integers) -> Iterator[tuple[int, BinBlock]]:
+    """Yield cells of the corpus in blocks, each with the number of the first of them in `rows`."""
     cells: datasets.Dataset = corpus.dataset.select_columns(["input_ids", "gene_ids"]).with_format("arrow")
     for start in range(0, len(rows), CELLS_PER_BLOCK):
         table = cells[rows[start : start + CELLS_PER_BLOCK]]
         lengths = pc.list_value_length(table["gene_ids"]).to_numpy()
-        yield _Block(
+        block = BinBlock(
             num_cells=len(lengths),
             rows=np.repeat(np.arange(len(lengths)), lengths),
             genes=pc.list_flatten(table["gene_ids"]).to_numpy().astype(np.int64),
             bins=pc.list_flatten(table["input_ids"]).to_numpy(),
         )
+        yield start, block
 
 
 def _files_of_cells(corpus: Corpus) -> tuple[list[str], Integers]:
