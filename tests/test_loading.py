@@ -65,7 +65,8 @@ MODEL_FILES = {
     "reversible.py",
     "token_blocks.py",
 }
-TOKENIZER_FILES = {"expression_bins.py", "gene_vocabulary.py", "tokenization_screformer.py"}
+TOKENIZER_FILES = {"expression_bins.py", "gene_vocabulary.py", "row_tokens.py", "tokenization_screformer.py"}
+OPTIONAL = {"lsh_attention_triton.py": {"triton"}}  # imported within `try`
 THIRD_PARTY = {"numpy", "torch", "transformers", "huggingface_hub", "tokenizers"}
 REPOSITORY = Path(__file__).parents[1]
 SOURCE_FOLDERS = ("modeling_screformer", "tokenization", "train", "annotation", "benchmarks", "model_cards")
@@ -370,7 +371,8 @@ def test_code_beside_a_checkpoint_is_flat_and_needs_only_what_every_user_has(nam
         for level, module in imports(path):
             if level == 0:
                 root = module.partition(".")[0]
-                assert root in THIRD_PARTY or root in sys.stdlib_module_names, f"{path.name} imports {module}"
+                allowed = THIRD_PARTY | OPTIONAL.get(path.name, set())
+                assert root in allowed or root in sys.stdlib_module_names, f"{path.name} imports {module}"
             else:
                 assert (level, module in siblings) == (1, True), f"{path.name} imports {'.' * level}{module}"
 
@@ -416,7 +418,7 @@ def test_no_source_file_uses_pickle(path):
             assert ast.unparse(node) not in {"torch.load", "torch.save"}
             assert node.attr not in {"to_pickle", "read_pickle"}
         if isinstance(node, ast.keyword):
-            assert node.arg != "allow_pickle"
+            assert node.arg != "allow_pickle" or ast.unparse(node.value) == "False"
 
 
 # Loading builds a model without memory for its weights, then fills in what the file has: what it lacks must not stay
