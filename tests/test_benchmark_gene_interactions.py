@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 from small_corpus import GENES, NUM_GENES, make_tokenizer
+from typer.testing import CliRunner
 
 from screformer.benchmarks import gene_interactions, pair_classifier
 from screformer.benchmarks.gene_interaction_figures import format_gene_interactions, plot_gene_interactions
@@ -20,6 +21,7 @@ from screformer.benchmarks.gene_interactions import (
     expression_features,
     main,
 )
+from screformer.cli import app
 from screformer.tokenization.corpus import build_corpus
 from screformer.tokenization.gene2vec import GeneVectors, save_gene_vectors
 from screformer.tokenization.gene_pairs import cell_groups, measure_genes
@@ -124,6 +126,12 @@ def test_mistakes_on_the_command_line_are_one_message(tmp_path, capsys):
     assert "NAME=FILE is needed, got ['released.txt']" in capsys.readouterr().err
     with pytest.raises(SystemExit, match=r"error: folder: .* is not a corpus"):
         main(["--pairs", "p", "--corpus", str(tmp_path)])
+
+
+def test_the_command_line_of_the_package_has_it():
+    result = CliRunner().invoke(app, ["benchmark", "genes", "--help"])
+    assert result.exit_code == 0
+    assert "example: python -m screformer.benchmarks.gene_interactions" in " ".join(result.output.split())
 
 
 def test_frequency_is_among_the_contestants(results):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -106,8 +107,7 @@ class GeneVectors:
         if self.vectors.ndim != 2 or len(self.vectors) != len(self.genes) or self.vectors.size == 0:
             msg = f"vectors: one row a gene is needed, got shape {self.vectors.shape} for {len(self.genes)} genes"
             raise ValueError(msg)
-        seen: set[str] = set()
-        repeated = [gene for gene in self.genes if not gene or gene in seen or seen.add(gene)]
+        repeated = [gene for gene, number in Counter(self.genes).items() if number > 1 or not gene]
         if repeated:
             msg = f"genes: each name once and none empty, got {repeated[:5]} again or empty ({len(repeated)} names)"
             raise ValueError(msg)

@@ -198,28 +198,31 @@ def _make_parser() -> argparse.ArgumentParser:
     training.add_argument("--dimensions", type=int, default=200, help="Length of a vector (default: %(default)s).")
     training.add_argument("--epochs", type=int, default=5, help="Readings of all pairs (default: %(default)s).")
     training.add_argument("--seed", type=int, default=2022, help="(default: %(default)s).")
-    corpus = parser.add_argument_group("from a corpus")
-    for name, kind, default, text in (
+    _add(
+        parser.add_argument_group("from a corpus"),
         ("group_column", str, None, "Column kept in the corpus whose values are correlated apart. Default: the file."),
         ("min_correlation", float, pairs.min_correlation, "The least correlation of a pair (default: %(default)s)."),
         ("neighbors", int, pairs.num_neighbors, "The most pairs a gene starts, in a group (default: %(default)s)."),
         ("max_cells", int, pairs.max_cells, "The most cells of a group looked at (default: %(default)s)."),
         ("memory", float, 1.0, "GB for sums of products (default: %(default)s)."),
-    ):
-        corpus.add_argument(f"--{name}", type=kind, default=default, help=text)
-    walk = parser.add_argument_group("from an edge list")
-    for name, kind, default, text in (
+    )
+    _add(
+        parser.add_argument_group("from an edge list"),
         ("protein_names", Path, None, "STRING's protein.info: which genes its proteins are."),
         ("min_score", float, None, "The least score of an edge; STRING calls 700 high confidence."),
         ("walks", int, walks.num_walks, "Walks a gene (default: %(default)s)."),
         ("walk_length", int, walks.length, "Genes a walk (default: %(default)s)."),
         ("p", float, walks.return_parameter, "node2vec's p: above 1, walks seldom turn back (default: %(default)s)."),
         ("q", float, walks.in_out_parameter, "node2vec's q: above 1, walks stay near (default: %(default)s)."),
-    ):
-        walk.add_argument(f"--{name}", type=kind, default=default, help=text)
+    )
     released = parser.add_argument_group("released vectors")
     released.add_argument("--genes", type=Path, help="For a .npy: its genes, one a line. Default: NAME.genes.txt.")
     return parser
+
+
+def _add(group: argparse._ArgumentGroup, *options: tuple[str, type, float | None, str]) -> None:
+    for name, kind, default, text in options:
+        group.add_argument(f"--{name}", type=kind, default=default, help=text)
 
 
 if __name__ == "__main__":
