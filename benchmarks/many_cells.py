@@ -209,11 +209,13 @@ class _Writer:
         chunks = {"shape": (0,), "maxshape": (None,), "chunks": (ENTRIES_PER_CHUNK,), **filters}
         self._data = matrix.create_dataset("data", dtype=dtype, **chunks)
         self._indices = matrix.create_dataset("indices", dtype=np.int32, **chunks)
-        self._indptr = matrix.create_dataset("indptr", data=np.zeros(1, np.int64), maxshape=(None,))
+        # Left to itself, h5py makes chunks of one number here, a million of them in a file of a million cells.
+        names = {"shape": (0,), "maxshape": (None,), "chunks": (ENTRIES_PER_CHUNK,)}
+        self._indptr = matrix.create_dataset("indptr", dtype=np.int64, **names)
+        _append(self._indptr, np.zeros(1, np.int64))
         obs = _encode(file.create_group("obs"), "dataframe", "0.2.0")
         obs.attrs["_index"] = "_index"
         obs.attrs["column-order"] = ["cell_type", "donor", "dataset"]
-        names = {"shape": (0,), "maxshape": (None,), "chunks": (ENTRIES_PER_CHUNK,)}
         self._cell_ids = _encode(
             obs.create_dataset("_index", dtype=h5py.string_dtype(), **names), "string-array", "0.2.0"
         )

@@ -61,6 +61,7 @@ def test_the_file_is_read_by_anndata_and_by_us(tmp_path, real, compression, dtyp
     assert json.loads(adata.uns["made_cells"])["cells"] == 70
     with h5py.File(path) as file:
         assert file["X/data"].compression == (None if compression == "none" else compression)
+        assert file["X/indptr"].chunks == file["obs/_index"].chunks == (1 << 15,)
     with open_count_matrix(path) as matrix:
         assert (next(matrix.blocks(70)) != expected).nnz == 0
     assert [one.name for one in tmp_path.iterdir()] == ["made.h5ad"]
