@@ -111,6 +111,15 @@ def test_each_file_is_a_group(tmp_path):
     assert np.unique(found.genes, axis=0).shape[0] < len(found)
 
 
+def test_values_of_a_column_are_read_in_parts(corpus, monkeypatch):
+    whole = cell_groups(corpus, group_column="donor")
+    monkeypatch.setattr(gene_pairs, "VALUES_A_READ", 7)
+    for one, other in zip(whole, cell_groups(corpus, group_column="donor"), strict=True):
+        assert one.name == other.name
+        assert np.array_equal(one.rows, other.rows)
+        assert set(corpus.dataset.select(one.rows)["donor"]) == {one.name}
+
+
 def test_large_groups_are_sampled_the_same_way_every_time(corpus):
     first, again, other = (cell_groups(corpus, max_cells=50, seed=seed)[0].rows for seed in (1, 1, 2))
     assert len(first) == len(set(first.tolist())) == 50

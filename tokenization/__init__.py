@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from screformer.tokenization.corpus import Corpus, build_corpus, open_corpus
     from screformer.tokenization.count_matrix import CountMatrix, open_count_matrix
     from screformer.tokenization.example_cells import example_cells_path
+    from screformer.tokenization.gene2vec import GeneVectors, read_gene_vectors
     from screformer.tokenization.gene_vocabulary import GeneMapping, GeneVocabulary
     from screformer.tokenization.passport import InputPassport, check_passport, inspect_counts, inspect_file
     from screformer.tokenization.tokenization_screformer import ScReformerTokenizer, TokenizedCells
@@ -20,6 +21,8 @@ _HOMES = {
     "CountMatrix": "count_matrix",
     "open_count_matrix": "count_matrix",
     "example_cells_path": "example_cells",
+    "GeneVectors": "gene2vec",
+    "read_gene_vectors": "gene2vec",
     "GeneMapping": "gene_vocabulary",
     "GeneVocabulary": "gene_vocabulary",
     "InputPassport": "passport",
@@ -36,6 +39,8 @@ __all__ = [  # noqa: RUF022 - grouped by module
     "CountMatrix",
     "open_count_matrix",
     "example_cells_path",
+    "GeneVectors",
+    "read_gene_vectors",
     "GeneMapping",
     "GeneVocabulary",
     "InputPassport",

@@ -8,7 +8,8 @@ Each group of cells (a file, or a value of an obs column) is correlated by itsel
 makes every gene that one of them lacks look co-expressed. Pairs found in several groups count several times.
 
 Out of core: cells pass in blocks, and the genes x genes sums are held for as many genes at a time as the memory allows;
-with n genes and m bytes the cells are read ``1 + ceil(4 n^2 / m)`` times. Memory does not grow with the cells.
+with n genes and m bytes the cells are read ``1 + ceil(4 n^2 / m)`` times. Memory grows with the cells by 12
+bytes each, which is the list of those to read.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from screformer.tokenization.corpus import Corpus
 
 logger = logging.getLogger(__name__)
 CELLS_PER_BLOCK = 512
+VALUES_A_READ = 100_000
 ROWS_PER_CHOICE = 256  # genes whose neighbours are chosen at once
 MIN_STANDARD_DEVIATION = 1e-6
 
@@ -242,9 +244,7 @@ def cell_groups(
         if group_column not in corpus.dataset.column_names:
             msg = f"group_column={group_column!r} is not in the corpus, which has {corpus.dataset.column_names}"
             raise ValueError(msg)
-        values = np.array(["" if one is None else one for one in corpus.dataset[group_column]])
-        unique, labels = np.unique(values, return_inverse=True)
-        names = unique.tolist()
+        names, labels = _values_of_cells(corpus, group_column)
     generator = np.random.default_rng(seed)
     groups = []
     for label, name in enumerate(names):
@@ -357,8 +357,25 @@ def read_bins(corpus: Corpus, rows: Integers) -> Iterator[tuple[int, BinBlock]]:
         yield start, block
 
 
-def _files_of_cells(corpus: Corpus) -> tuple[list[str], Integers]:
+def _files_of_cells(corpus: Corpus) -> tuple[list[str], npt.NDArray[np.int32]]:
     """Names of the files, and the number of the file that each cell is from."""
     shards = corpus.manifest["shards"]
-    labels = np.repeat([shard["source"] for shard in shards], [shard["num_cells"] for shard in shards])
+    sources = np.array([shard["source"] for shard in shards], np.int32)
+    labels = np.repeat(sources, [shard["num_cells"] for shard in shards])
     return [source["name"] for source in corpus.manifest["sources"]], labels
+
+
+def _values_of_cells(corpus: Corpus, column: str) -> tuple[list[str], npt.NDArray[np.int32]]:
+    """Values of a column, sorted, and the number of each cell's; an empty text where it is missing."""
+    number_of: dict[str, int] = {}
+    parts = []
+    cells = corpus.dataset.select_columns([column]).with_format("arrow")
+    for table in cells.iter(batch_size=VALUES_A_READ):
+        texts = ["" if value is None else value for value in table[column].to_pylist()]
+        values, inverse = np.unique(texts, return_inverse=True)
+        numbers = [number_of.setdefault(value, len(number_of)) for value in values.tolist()]
+        parts.append(np.array(numbers, np.int32)[inverse])
+    names = sorted(number_of)
+    rank = np.empty(len(names), np.int32)
+    rank[[number_of[name] for name in names]] = np.arange(len(names))
+    return names, rank[np.concatenate(parts)]
