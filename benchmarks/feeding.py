@@ -248,26 +248,24 @@ def _read_for(read: Callable[[], Batches], seconds: float) -> Rate:
 
 
 def compute_ratios(measurements: Sequence[Row]) -> list[Row]:
-    """Return how many times faster than each other contestant ours is, from rounds of the same run."""
-    ours = {row["place"]: row["median"] for row in measurements if row["contestant"] == OURS}
+    """Return how many times faster than each other contestant ours is, by processor time."""
+    key = "median_per_processor_second"
+    ours = {row["place"]: row[key] for row in measurements if row["contestant"] == OURS}
     return [
-        {
-            "place": row["place"],
-            "contestant": row["contestant"],
-            "times_faster": ours[row["place"]] / row["median"],
-        }
+        {"place": row["place"], "contestant": row["contestant"], "times_faster": ours[row["place"]] / row[key]}
         for row in measurements
         if row["contestant"] != OURS
     ]
 
 
 def judge_feeding(measurements: Sequence[Row], quality: Sequence[Row]) -> list[Row]:
-    """Return the targets, and whether they are met."""
-    medians = {row["place"]: row["median"] for row in measurements if row["contestant"] == OURS}
-    targets = [
-        judge(f"{place} space: cells a second, shuffled, one process", medians.get(place), at_least=least)
-        for place, least in TARGETS.items()
-    ]
+    """Return the targets, and whether they are met; by processor time too, which other load disturbs less."""
+    ours = {row["place"]: row for row in measurements if row["contestant"] == OURS}
+    targets = []
+    for place, least in TARGETS.items():
+        for key, unit in (("median", "second"), ("median_per_processor_second", "second of processor time")):
+            measured = ours[place][key] if place in ours else None
+            targets.append(judge(f"{place} space: cells a {unit}, shuffled, one process", measured, at_least=least))
     chosen = [row for row in quality if (row["block_size"], row["buffer_size"]) == (BLOCK_SIZE, BUFFER_SIZE)]
     share = chosen[0]["label_share"] if chosen else None
     name = f"entropy of labels a batch, of a full shuffle's (blocks of {BLOCK_SIZE}, buffer {BUFFER_SIZE:,})"

@@ -35,7 +35,7 @@ def few_sizes(monkeypatch):
 
 
 def row(place, contestant, rate):
-    return {"place": place, "contestant": contestant, "median": rate}
+    return {"place": place, "contestant": contestant, "median": rate, "median_per_processor_second": 2 * rate}
 
 
 def test_the_files_have_every_contestant_in_every_place(corpus, tmp_path, few_sizes):
@@ -67,8 +67,8 @@ def test_ratios_and_targets_are_those_of_the_shuffled_reading():
     ]
     assert compute_ratios(rows) == [{"place": "expressed", "contestant": "datasets_random", "times_faster": 4.0}]
     quality = [{"block_size": module.BLOCK_SIZE, "buffer_size": module.BUFFER_SIZE, "label_share": 0.995}]
-    assert [target["is_met"] for target in judge_feeding(rows, quality)] == [True, False, True]
-    assert [target["is_met"] for target in judge_feeding([], [])] == [None, None, None]
+    assert [target["is_met"] for target in judge_feeding(rows, quality)] == [True, True, False, True, True]
+    assert [target["is_met"] for target in judge_feeding([], [])] == [None] * 5
 
 
 def test_entropy_is_that_of_the_shares_in_bits():
