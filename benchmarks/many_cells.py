@@ -118,7 +118,7 @@ def make_many_cells(
         raise FileExistsError(msg)
     real = read_real_cells(example_cells_path() if source is None else source)
     made_by = {"cells": num_cells, "seed": seed, "cells_per_block": cells_per_block, "from_cells": len(real.donors)}
-    filters = {} if compression == "none" else {"compression": compression}
+    filters: dict[str, Any] = {} if compression == "none" else {"compression": compression}
     if compression == "gzip":
         filters["compression_opts"] = GZIP_LEVEL
     bar = tqdm(total=num_cells, desc="make cells", unit="cell", disable=None if progress is None else not progress)

@@ -108,4 +108,4 @@ def _sum_cells(counts: CountsCSR, is_chosen: BoolArray) -> npt.NDArray[np.float6
     """Sum of each cell's counts over the chosen columns."""
     entries = np.flatnonzero(is_chosen[counts.indices])
     rows = np.searchsorted(counts.indptr, entries, side="right") - 1
-    return np.bincount(rows, weights=counts.data[entries], minlength=counts.num_cells)
+    return np.bincount(rows, weights=counts.data[entries], minlength=counts.num_cells).astype(np.float64, copy=False)

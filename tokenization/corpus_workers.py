@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
@@ -62,7 +62,7 @@ class Workers:
         """Whether there are no workers but this process."""
         return self.scheduler is None and self.num_workers == 1
 
-    def run(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    def run(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Generator[Result, None, None]:
         """Yield `function(item)` of every item, in the order in which they are done; once closed, nothing runs.
 
         Parameters
@@ -92,7 +92,7 @@ class Workers:
         else:
             yield from self._run_in_pool(function, items)
 
-    def _run_in_pool(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    def _run_in_pool(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Generator[Result, None, None]:
         if self._pool is None:
             self._open.enter_context(_environment(dict.fromkeys(THREAD_SETTINGS, "1")))
             # "spawn": a fork would copy locks and threads of libraries in whatever state they are.
@@ -113,7 +113,9 @@ class Workers:
                 future.cancel()
             wait(running)
 
-    def _run_on_dask(self, function: Callable[[Item], Result], items: Sequence[Item], address: str) -> Iterator[Result]:
+    def _run_on_dask(
+        self, function: Callable[[Item], Result], items: Sequence[Item], address: str
+    ) -> Generator[Result, None, None]:
         try:
             from distributed import as_completed
             from distributed.scheduler import KilledWorker
