@@ -89,7 +89,7 @@ class PairRules:
 
     min_correlation: float = 0.1
     min_z: float = 5.0
-    num_neighbors: int = 50
+    num_neighbors: int = 100
     min_cell_share: float = 0.01
     min_cells: int = 10
     max_cells: int = 20_000
