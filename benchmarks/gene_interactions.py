@@ -58,8 +58,6 @@ OWN, FREQUENCY, BOTH = "own Gene2vec", "expression frequency", "own Gene2vec and
 COMPONENTS, RANDOM, DEALT = "principal components", "random vectors", "own Gene2vec of other genes"
 PUBLISHED = {"auc": 0.720, "source": "Du et al. 2019, Gene2vec of 984 data sets, all pairs of the test split"}
 NOTE = "Settings and network were chosen by the validation pairs, but test areas were seen while the code was written."
-    "Settings and the network were chosen by the validation pairs, but test areas were seen while the code was written."
-)
 NUM_COMPONENTS, MAX_COMPONENT_CELLS = 25, 5000
 SEEDS = (2022, 2023, 2024)
 
