@@ -125,7 +125,7 @@ def open_zarr(path: Path) -> Any:  # zarr's group
     try:
         import zarr
     except ImportError as error:
-        msg = f"{path.name} is a zarr folder, for which zarr is needed: pip install zarr"
+        msg = f"{path.name} is a zarr folder, for which zarr is needed: pip install 'screformer[zarr]'"
         raise ImportError(msg) from error
     return zarr.open_group(str(path), mode="r")
 
