@@ -261,7 +261,7 @@ def _limit_memory(gigabytes: float) -> None:
 
 
 def status_bytes(name: str) -> int:
-    """Return a size that Linux gives of this process: VmRSS is what is resident, VmHWM the most that ever was."""
+    """Return a size that Linux gives of this process: VmRSS is resident, VmHWM the most that was, RssAnon no file's."""
     found = re.search(rf"^{name}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
     assert found is not None, f"Linux gives {name} of every process"
     return int(found[1]) * 1024

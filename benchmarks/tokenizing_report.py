@@ -131,10 +131,10 @@ def plot_tokenizing(results: Mapping[str, Any], path: str | Path) -> None:
     _plot_speed(speed_axes, results)
     memory = results["memory"]
     for color, label, rows in (
-        (COLORS[0], "building a corpus", memory),
-        (COLORS[1], "reading it, shuffled", [row["reading"] for row in memory if "reading" in row]),
+        (COLORS[0], "building a corpus, at its highest", [(row["num_cells"], row["peak_bytes"]) for row in memory]),
+        (COLORS[1], "reading it shuffled, without mapped files", _own_bytes_of_reading(memory)),
     ):
-        sizes, peaks = [row["num_cells"] for row in rows], [row["peak_bytes"] / MEGABYTE for row in rows]
+        sizes, peaks = [size for size, _ in rows], [used / MEGABYTE for _, used in rows]
         memory_axes.plot(sizes, peaks, marker="o", color=color, label=label)
     memory_axes.set_xscale("log")
     memory_axes.set_ylim(bottom=0, top=1600)
@@ -144,6 +144,10 @@ def plot_tokenizing(results: Mapping[str, Any], path: str | Path) -> None:
     memory_axes.legend(frameon=False, fontsize=FONT_SIZE)
     style_axes(memory_axes)
     save_figure(figure, path)
+
+
+def _own_bytes_of_reading(memory: list[Row]) -> list[tuple[int, int]]:
+    return [(row["num_cells"], row["reading"]["own_bytes"]) for row in memory if "reading" in row]
 
 
 def _plot_speed(axes: Axes, results: Mapping[str, Any]) -> None:
@@ -185,12 +189,15 @@ def _format_memory(results: Mapping[str, Any]) -> str:
         if "reading" in row:
             once = "each cell once" if row["reading"]["is_each_seen_once"] else "NOT EACH CELL ONCE"
             lines.append([*_memory_line(f"reading, shuffled, {once}", row["reading"]), ""])
-    return format_table(["Step", "Cells", "Peak MB", "Seconds", "Cells/s", "Cells/s, wall", "Bytes a cell"], lines)
+    return format_table(
+        ["Step", "Cells", "Peak MB", "Own MB", "Seconds", "Cells/s", "Cells/s, wall", "Bytes a cell"], lines
+    )
 
 
 def _memory_line(step: str, row: Mapping[str, Any]) -> list[str]:
     rates = (row["cells_per_processor_second"], row["cells_per_second"])
-    numbers = (row["num_cells"], row["peak_bytes"] / MEGABYTE, row["seconds"], *rates)
+    memory = (row["peak_bytes"] / MEGABYTE, row["own_bytes"] / MEGABYTE)
+    numbers = (row["num_cells"], *memory, row["seconds"], *rates)
     return [step, *(f"{number:,.0f}" for number in numbers)]
 
 

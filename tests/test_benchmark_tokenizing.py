@@ -81,6 +81,7 @@ def memory_row(num_cells, peak_bytes):
         "cells_per_second": 400.0,
         "cells_per_processor_second": 500.0,
         "peak_bytes": peak_bytes,
+        "own_bytes": peak_bytes / 2,
     }
 
 

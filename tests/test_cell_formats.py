@@ -217,7 +217,7 @@ def test_a_zarr_folder_that_is_no_anndata_is_refused(vocabulary, tmp_path, monke
         tmp_path / "other.zarr", vocabulary, ValueError, r"other.zarr is no AnnData \(it has \['var'\], obs and var"
     )
     monkeypatch.setitem(sys.modules, "zarr", None)
-    with pytest.raises(ImportError, match=r"other.zarr is a zarr folder, for which zarr is needed: pip install .screformer\[zarr\]"):
+    with pytest.raises(ImportError, match=r"other.zarr is a zarr folder, .* pip install .screformer\[zarr\]"):
         open_count_matrix(tmp_path / "other.zarr", vocabulary=vocabulary)
 
 
