@@ -13,7 +13,6 @@ for every contestant, the C library hands freed blocks of 8 MB and more back at 
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib
 import json
@@ -30,6 +29,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from screformer.tokenization.freed_memory import give_back_freed_memory
 from screformer.train.process_memory import return_large_blocks
 
 Row = dict[str, Any]  # Any: one row of a JSON table
@@ -158,7 +158,7 @@ def peak_memory(call: Callable[[], None], *, device: str = "cpu") -> int:
     clear_refs = Path("/proc/self/clear_refs")
     if not clear_refs.exists():
         raise OSError(f"peak memory on the CPU needs Linux, which has {clear_refs}; this is {sys.platform}.")
-    _give_back_freed_memory()
+    give_back_freed_memory()
     clear_refs.write_text(CLEAR_PEAK)
     before = status_bytes("VmRSS")
     call()
@@ -243,13 +243,6 @@ def _measure_memory(request: Mapping[str, Any]) -> MemoryUse:
     seconds = time.perf_counter() - start
     gradients = [tensor.grad for tensor in workload.parameters if tensor.grad is not None]
     return MemoryUse(peak, sum(gradient.nbytes for gradient in gradients), seconds)
-
-
-def _give_back_freed_memory() -> None:
-    """Hand freed memory back to the system, where the C library is glibc."""
-    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if malloc_trim is not None:
-        malloc_trim(0)
 
 
 def _limit_memory(gigabytes: float) -> None:

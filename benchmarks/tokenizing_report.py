@@ -125,14 +125,14 @@ def format_tokenizing(results: Mapping[str, Any]) -> str:
 
 def plot_tokenizing(results: Mapping[str, Any], path: str | Path) -> None:
     """Draw cells/s of the contestants and peak memory by cells as a PNG."""
-    figure = Figure(figsize=(13.0, 4.6), layout="constrained")
+    figure = Figure(figsize=(15.0, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
-    speed_axes, memory_axes = figure.subplots(1, 2, width_ratios=[1.6, 1])
+    speed_axes, memory_axes = figure.subplots(1, 2, width_ratios=[1.3, 1])
     _plot_speed(speed_axes, results)
     memory = results["memory"]
     for color, label, rows in (
-        (COLORS[0], "building a corpus, at its highest", [(row["num_cells"], row["peak_bytes"]) for row in memory]),
-        (COLORS[1], "reading it shuffled, without mapped files", _own_bytes_of_reading(memory)),
+        (COLORS[0], "building, at its highest", [(row["num_cells"], row["peak_bytes"]) for row in memory]),
+        (COLORS[1], "reading, shuffled, its own", _own_bytes_of_reading(memory)),
     ):
         sizes, peaks = [size for size, _ in rows], [used / MEGABYTE for _, used in rows]
         memory_axes.plot(sizes, peaks, marker="o", color=color, label=label)

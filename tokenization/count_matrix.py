@@ -15,12 +15,14 @@ from scipy.sparse import csr_matrix
 from screformer.tokenization.cell_file import CellFile, reading
 from screformer.tokenization.cell_formats import open_cell_file
 from screformer.tokenization.count_evidence import CountEvidence, examine_counts, not_counts
+from screformer.tokenization.freed_memory import give_back_freed_memory
 from screformer.tokenization.gene_vocabulary import GeneMapping, GeneVocabulary
 from screformer.tokenization.stored_rows import ChosenGenes, StoredColumns, StoredRows
 from screformer.tokenization.temporary_rows import TemporaryRows, open_shared_rows, rewrite_by_rows
 from screformer.tokenization.tokenization_screformer import GeneNames, choose_gene_names
 
 logger = logging.getLogger(__name__)
+BLOCKS_BETWEEN_GIVING_BACK = 64
 FEATURE_TYPE_COLUMNS = ("feature_types", "feature_type")
 GENE_EXPRESSION = "Gene Expression"
 # Transposed: many names of cells are genes, and few names of genes are.
@@ -162,12 +164,14 @@ class CountMatrix:
             raise ValueError(msg)
         rows = self._rows()
         stop = self._stop(stop)
-        for first in range(start, stop, num_rows):
+        for number, first in enumerate(range(start, stop, num_rows), start=1):
             last = min(first + num_rows, stop)
             with reading(self.name, f"cells {first} to {last - 1} of {self.count_source}"):
                 block = rows.read(first, last)
             yield block
             del block  # two blocks are not held while the next is read, if the caller lets go too
+            if number % BLOCKS_BETWEEN_GIVING_BACK == 0:
+                give_back_freed_memory()
 
     def prepare(self) -> bool:
         """Rewrite a matrix that is not stored by rows now, instead of when its first block is read.

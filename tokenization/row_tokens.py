@@ -243,16 +243,16 @@ def _sort_genes(
     """
     width, flat = bins_of_genes.shape[1], bins_of_genes.ravel()
     row_starts, lengths = np.arange(len(indptr) - 1) * width, np.diff(indptr)
-    places = np.repeat(row_starts, lengths)
-    places += gene_ids
+    places = gene_ids.astype(np.int64)
+    places += np.repeat(row_starts, lengths)
     flat[places] = bins
     sort_rows(gene_ids, indptr)
     if num_dropped.any():
         lengths = lengths - num_dropped
         kept = zip(indptr.tolist(), (indptr[:-1] + lengths).tolist(), strict=False)
         gene_ids = np.concatenate([gene_ids[start:stop] for start, stop in kept])
-    places = np.repeat(row_starts, lengths)
-    places += gene_ids
+    places = gene_ids.astype(np.int64)
+    places += np.repeat(row_starts, lengths)
     return gene_ids, flat.take(places), _ends(lengths)
 
 
