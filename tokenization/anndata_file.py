@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from screformer.tokenization.cell_file import CellFile, Place
+from screformer.tokenization.gzip_chunks import read_by_libdeflate
 from screformer.tokenization.stored_rows import (
     ENTRIES_AT_ONCE,
     BandedRows,
@@ -108,6 +109,7 @@ def open_element(element: Element) -> StoredRows | StoredColumns:
     first, second = (int(size) for size in _shape(element))
     data, indices, indptr = element["data"], element["indices"], element["indptr"]
     _refuse_missing_chunks(data, indices)
+    data, indices = read_by_libdeflate(data), read_by_libdeflate(indices)
     if kind == "csc":
         return CompressedColumns(data, indices, indptr, (first, second))
     rows = CompressedRows(data, indices, indptr, (first, second))

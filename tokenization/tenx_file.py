@@ -13,6 +13,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from screformer.tokenization.cell_file import CellFile, Place, reading
+from screformer.tokenization.gzip_chunks import read_by_libdeflate
 from screformer.tokenization.stored_rows import ENTRIES_AT_ONCE, CompressedRows, Entries, StoredRows
 from screformer.tokenization.stored_table import as_texts
 from screformer.tokenization.temporary_rows import INDEX_TYPE, NumbersFile, RowsWriter, TemporaryRows, open_shared_rows
@@ -50,7 +51,8 @@ class TenxH5File(CellFile):
             msg = f"{source} is {num_genes} genes x {num_cells} cells, but has names for {tables[0]} x {tables[1]}"
             raise ValueError(msg)
         self._barcodes, self.num_cells = group["barcodes"], num_cells
-        return CompressedRows(group["data"], group["indices"], group["indptr"], (num_cells, num_genes))
+        data, indices = read_by_libdeflate(group["data"]), read_by_libdeflate(group["indices"])
+        return CompressedRows(data, indices, group["indptr"], (num_cells, num_genes))
 
     def var(self, source: str) -> pd.DataFrame:
         """Gene names, `gene_ids`, and since version 3 `feature_types` and `genome`."""
