@@ -25,7 +25,7 @@ quickstart: $(VENV)/.installed
 	$(VENV)/bin/screformer quickstart --output quickstart
 
 test: lint
-	$(VENV)/bin/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4
 
 test-slow: $(VENV)/.developed
 	$(VENV)/bin/python -m pytest -m slow
