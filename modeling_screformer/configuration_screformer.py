@@ -41,6 +41,7 @@ POSITIVE_FIELDS = (
     "intermediate_size",
     "num_hashes",
 )
+CLASSIFIER_PATHS = ("convolution", "pooled", "linear")
 MIN_BINS, MAX_BINS = 3, 254  # a corpus stores token ids, bins and two special ones, as uint8
 
 
@@ -79,8 +80,12 @@ class ScReformerConfig(PreTrainedConfig):
     embedding_initializer_range
         Standard deviation of the initial embeddings, comparable to the sinusoids added to them. Other weights start
         at one over the square root of their inputs, so that no width drowns or lifts the signal.
+    classifier_paths
+        What the cell classifier's logits are the sum of: ``"convolution"`` (the paper's, and the default), ``"pooled"``
+        (mean and maximum over the expressed genes) and ``"linear"`` (each gene's bin, as in a logistic regression).
     classifier_hidden_sizes, classifier_dropout
-        The two hidden widths of the three-layer cell classifier, and the dropout between them.
+        The two hidden widths of the three-layer cell classifier, and the dropout between them; the pooled path has the
+        second of the widths.
     tokenizer_fingerprint
         Fingerprint of the tokenizer that the weights were trained with; training refuses another one.
 
@@ -114,6 +119,7 @@ class ScReformerConfig(PreTrainedConfig):
     hidden_dropout_prob: float | int = 0.1
     layer_norm_eps: float = 1e-5
     embedding_initializer_range: float | int = 0.5
+    classifier_paths: list[str] | None = None
     classifier_hidden_sizes: list[int] | None = None
     classifier_dropout: float | int = 0.1
     tokenizer_fingerprint: str | None = None
@@ -122,6 +128,8 @@ class ScReformerConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Derive the special token ids and the checkpoint's class map."""
+        if self.classifier_paths is None:
+            self.classifier_paths = ["convolution"]
         if self.classifier_hidden_sizes is None:
             self.classifier_hidden_sizes = [512, 100]
         if self.pad_token_id is None:
@@ -195,6 +203,10 @@ class ScReformerConfig(PreTrainedConfig):
             value = getattr(self, name)
             if not 0 <= value < 1:
                 raise ValueError(f"{name} got {value}; it must be in [0, 1).")
+        paths = self.classifier_paths
+        if not paths or len(set(paths)) < len(paths) or not set(paths) <= set(CLASSIFIER_PATHS):
+            allowed = ", ".join(map(repr, CLASSIFIER_PATHS))
+            raise ValueError(f"classifier_paths got {paths}; it must be one or more of {allowed}, each once.")
         widths = self.classifier_hidden_sizes
         if widths is None or len(widths) != 2 or min(widths) < 1:
             msg = f"classifier_hidden_sizes got {widths}; it must be two positive widths, for example [512, 100]."

@@ -11,11 +11,17 @@ from transformers.modeling_outputs import MaskedLMOutput, ModelOutput, SequenceC
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
+from .cell_classifier import (
+    NO_EXPRESSION,
+    ConvolutionPath,
+    EncodedCells,
+    LinearPath,
+    PooledPath,
+    ScReformerClassificationHead,
+)
 from .configuration_screformer import ScReformerConfig
 from .lsh_attention import draw_rotations, exact_attention, lsh_attention, lsh_order
 from .reversible import ReversibleSequence, Streams
-
-NO_EXPRESSION = 0  # the bin of a gene without counts
 
 
 @dataclass
@@ -160,9 +166,13 @@ class ScReformerPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, nn.Linear | nn.Conv1d):
             init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
-        elif isinstance(module, ScReformerClassificationHead):
+        elif isinstance(module, ConvolutionPath):
             for layer in (module.convolution, module.dense_1, module.dense_2):  # each before a ReLU: He et al. 2015
                 init.normal_(layer.weight, std=(2 / layer.weight[0].numel()) ** 0.5)
+        elif isinstance(module, PooledPath):
+            init.normal_(module.dense.weight, std=(2 / module.dense.in_features) ** 0.5)
+        elif isinstance(module, LinearPath):  # says nothing until it has learned something
+            init.zeros_(module.output.weight)
         elif isinstance(module, ScReformerEmbeddings):
             for table in (module.bin_embeddings, module.gene_embeddings):
                 init.normal_(table.weight, std=self.config.embedding_initializer_range)
@@ -424,36 +434,6 @@ class ScReformerForMaskedLM(ScReformerPreTrainedModel):
         return MaskedLMOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
 
 
-class ScReformerClassificationHead(nn.Module):
-    """The paper's classifier (section 2.8): a convolution over each gene's features, then three linear layers.
-
-    The convolution's outputs are placed by vocabulary position, so that the head reads full and expressed cells alike;
-    genes that a cell leaves out count as 0.
-    """
-
-    def __init__(self, config: ScReformerConfig) -> None:
-        super().__init__()
-        first, second = config.classifier_hidden_sizes or (512, 100)
-        self.num_genes = config.num_genes
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.convolution = nn.Conv1d(config.hidden_size, 1, kernel_size=1)
-        self.activation = nn.ReLU()
-        self.dropout = nn.Dropout(config.classifier_dropout)
-        self.dense_1 = nn.Linear(config.num_genes, first)
-        self.dense_2 = nn.Linear(first, second)
-        self.output = nn.Linear(second, config.num_labels)
-
-    def forward(self, hidden_states: Tensor, gene_ids: Tensor | None, attention_mask: Tensor | None) -> Tensor:
-        """(B, L, hidden) -> (B, num_labels)."""
-        genes = self.activation(self.convolution(self.norm(hidden_states).transpose(1, 2)).squeeze(1))
-        if attention_mask is not None:
-            genes = genes * attention_mask.to(genes.dtype)
-        if gene_ids is not None:
-            genes = genes.new_zeros(genes.shape[0], self.num_genes).scatter_add(1, gene_ids, genes)
-        hidden = self.dropout(self.activation(self.dense_1(self.dropout(genes))))
-        return self.output(self.dropout(self.activation(self.dense_2(hidden))))
-
-
 class ScReformerForCellClassification(ScReformerPreTrainedModel):
     """Encoder with the paper's cell type classifier; ``AutoModelForSequenceClassification`` opens it.
 
@@ -493,11 +473,50 @@ class ScReformerForCellClassification(ScReformerPreTrainedModel):
         encoded = self.screformer(
             input_ids, gene_ids, attention_mask, inputs_embeds, output_hidden_states, return_dict=True, **kwargs
         )
-        logits = self.classifier(encoded.last_hidden_state, gene_ids, attention_mask)
+        logits = self.classifier(
+            self._encoded_cells(encoded.last_hidden_state, input_ids, gene_ids, attention_mask, inputs_embeds),
+            self.get_input_embeddings().weight[NO_EXPRESSION],
+        )
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
         return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
+
+    def start_linear_path(self, weight: Tensor | None = None, bias: Tensor | None = None) -> None:
+        """Start the classifier's linear path: given weights, or zeros, and levels that ascend evenly with the bins.
+
+        Parameters
+        ----------
+        weight, bias
+            (num_labels, num_genes) and (num_labels,), as of a logistic regression whose features are bin / highest bin.
+
+        Raises
+        ------
+        ValueError
+            The configuration's `classifier_paths` have no "linear".
+        """
+        if self.classifier.linear_path is None:
+            paths = self.config.classifier_paths
+            raise ValueError(f"classifier_paths got {paths}; add 'linear' to have a linear path to start.")
+        bins = self.get_input_embeddings().weight[: self.config.num_bins]
+        self.classifier.linear_path.start(bins, weight, bias)
+
+    def _encoded_cells(
+        self,
+        hidden_states: Tensor,
+        input_ids: Tensor | None,
+        gene_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        inputs_embeds: Tensor | None,
+    ) -> EncodedCells:
+        bins = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+        is_gene = None if attention_mask is None else attention_mask.bool()
+        is_expressed = torch.ones(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
+        if input_ids is not None:
+            is_expressed = input_ids != NO_EXPRESSION
+        if is_gene is not None:
+            is_expressed = is_expressed & is_gene
+        return EncodedCells(hidden_states, bins, gene_ids, is_gene, is_expressed)
 
 
 ScReformerModel.register_for_auto_class("AutoModel")
