@@ -5,7 +5,7 @@ all contestants in turn on the same file within one run. What is compared is cel
 other programs on the machine hardly change; wall time is beside it.
 
 * reading: the blocks of CSR rows, read with h5py and dropped;
-* ours: the same blocks read, tokenized and written as an Arrow file;
+* ours: the same blocks read (gzip by libdeflate: `tokenization.gzip_chunks`), tokenized and written as an Arrow file;
 * corpus: all that ``screformer corpus`` does with one process: inspecting the file, which reads it once more, cell
   hashes, filters, obs columns, checksums;
 * two loops over cells in the manner of other packages (see `per_cell_loops`).
@@ -69,6 +69,7 @@ from screformer.tokenization import (
     open_corpus,
     open_count_matrix,
 )
+from screformer.tokenization.freed_memory import return_columns
 from screformer.train.cell_dataset import CellDataset
 from screformer.train.collator import CellCollator
 from screformer.train.process_memory import return_large_blocks
@@ -318,7 +319,7 @@ def _in_new_process(*arguments: str | Path) -> Row:
 
 def build_and_measure(path: Path, folder: Path) -> Row:
     """Build a corpus as the command line does, and return what it took of this process."""
-    return_large_blocks()
+    return_columns()
     start, processor_start = time.perf_counter(), time.process_time()
     corpus = build_corpus(path, folder, tokenizer=ScReformerTokenizer(), obs_columns=OBS_COLUMNS)
     seconds, processor_seconds = time.perf_counter() - start, time.process_time() - processor_start

@@ -210,9 +210,11 @@ def corpus(
     from .tokenization.corpus import build_corpus
     from .tokenization.corpus_split import HoldOut
     from .tokenization.corpus_workers import available_cores
+    from .tokenization.freed_memory import return_columns
     from .tokenization.tokenization_screformer import ScReformerTokenizer
 
     def build() -> None:
+        return_columns()
         made = build_corpus(
             files,
             output,

@@ -115,6 +115,7 @@ def in_this_process(monkeypatch):
 
     monkeypatch.setattr(tokenizing, "_in_new_process", run)
     monkeypatch.setattr(tokenizing, "return_large_blocks", lambda: None)
+    monkeypatch.setattr(tokenizing, "return_columns", lambda: None)
     yield
     torch.set_num_threads(threads)
     datasets.enable_progress_bars()

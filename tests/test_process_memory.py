@@ -52,11 +52,25 @@ def test_the_user_decides():
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
+    from screformer.tokenization import freed_memory
     from screformer.train import process_memory
 
-    monkeypatch.delenv(process_memory.VARIABLE, raising=False)
-    monkeypatch.setattr(process_memory.ctypes, "CDLL", lambda _: object())
+    monkeypatch.delenv(freed_memory.THRESHOLD_VARIABLE, raising=False)
+    monkeypatch.setattr(freed_memory.ctypes, "CDLL", lambda _: object())
     assert process_memory.return_large_blocks() is False
+
+
+def test_a_corpus_is_built_by_processes_that_give_back_columns(monkeypatch, tmp_path):
+    from typer.testing import CliRunner
+
+    from screformer.cli import app
+    from screformer.tokenization import example_cells_path, freed_memory
+
+    calls = []
+    monkeypatch.setattr(freed_memory, "return_columns", lambda: calls.append(1))
+    arguments = ["corpus", str(example_cells_path()), "--output", str(tmp_path / "corpus"), "--workers", "1"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert calls
 
 
 @pytest.mark.parametrize(("command", "is_called"), [("embed", True), ("benchmark", False)])

@@ -14,6 +14,8 @@ from itertools import islice
 from multiprocessing import connection
 from typing import Any, TypeVar
 
+from screformer.tokenization.freed_memory import return_columns
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -157,6 +159,7 @@ def _begin_worker() -> None:
     """Make a worker end when the process that started it does, even by force: it would wait for items forever."""
     import pyarrow as pa
 
+    return_columns()
     pa.set_cpu_count(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the workers in order
     parent = multiprocessing.parent_process()
