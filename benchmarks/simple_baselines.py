@@ -6,11 +6,12 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
+from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
@@ -71,6 +72,28 @@ class BaselineResult:
     def predictions(self) -> list[str]:
         """Most probable label of each test cell; the first of `labels` where two are equal."""
         return [self.labels[index] for index in self.probabilities.argmax(axis=1)]
+
+
+class FittedRegression(NamedTuple):
+    """A logistic regression: logits are ``features @ weights.T + biases``.
+
+    Attributes
+    ----------
+    labels
+        Class names, ascending.
+    weights, biases
+        (labels, genes) and (labels,), for features as they were given.
+    inverse_strength
+        The chosen C.
+    search
+        C -> macro-F1 of the inner cross-validation; empty if there was no choice.
+    """
+
+    labels: tuple[str, ...]
+    weights: FloatArray
+    biases: FloatArray
+    inverse_strength: float
+    search: Mapping[float, float]
 
 
 def simple_baselines(
@@ -189,23 +212,70 @@ def logistic_regression(
         fit, or `inverse_strengths` is empty or not positive.
     """
     start = time.perf_counter()
-    # Ids of our own, so that the order of `labels` has no part in the result.
-    seen, class_ids = np.unique(_check_labels(train_labels, labels), return_inverse=True)
+    names = _check_labels(train_labels, labels)
+    if test_features.shape[1] != train_features.shape[1]:
+        raise ValueError(
+            f"train_features and test_features must have the same genes, got {train_features.shape[1]} and "
+            f"{test_features.shape[1]} columns"
+        )
+    fitted = fit_logistic_regression(
+        train_features, names, groups=train_groups, inverse_strengths=inverse_strengths, seed=seed
+    )
+    probabilities = np.zeros((test_features.shape[0], len(labels)))
+    columns = [list(map(str, labels)).index(name) for name in fitted.labels]
+    probabilities[:, columns] = softmax(test_features @ fitted.weights.T + fitted.biases, axis=1)
+    seconds = time.perf_counter() - start
+    return BaselineResult(
+        "logistic_regression", tuple(labels), probabilities, seconds, fitted.inverse_strength, fitted.search
+    )
+
+
+def fit_logistic_regression(
+    features: sparse.csr_array,
+    cell_labels: Sequence[str] | StringArray,
+    *,
+    groups: Sequence[str] | StringArray | None = None,
+    inverse_strengths: Sequence[float] = INVERSE_STRENGTHS,
+    seed: int = 0,
+) -> FittedRegression:
+    """Return the logistic regression that `logistic_regression` predicts with; see there for scaling, weights and C.
+
+    Parameters
+    ----------
+    features
+        (cells, genes), at least 0.
+    cell_labels
+        Label of each cell.
+    groups
+        Donor (or dataset) of each cell.
+    inverse_strengths, seed
+        As for `logistic_regression`.
+
+    Raises
+    ------
+    ValueError
+        The cells have fewer than two labels, lengths do not fit, or `inverse_strengths` is empty or not positive.
+    """
+    start = time.perf_counter()
+    # Ids of our own, so that the order in which a caller names labels has no part in the result.
+    seen, class_ids = np.unique(np.asarray(cell_labels, dtype=np.str_), return_inverse=True)
     strengths = sorted(set(map(float, inverse_strengths)))
-    _check_fit(train_features, test_features, class_ids, train_groups, strengths)
+    _check_fit(features, class_ids, groups, strengths)
     search: dict[float, float] = {}
     if len(strengths) > 1:
-        folds = _group_folds(train_groups) if train_groups is not None else None
+        folds = _group_folds(groups) if groups is not None else None
         folds = _cell_folds(class_ids, seed) if folds is None else folds
-        search = _search(train_features, class_ids, folds, strengths)
+        search = _search(features, class_ids, folds, strengths)
     # On equal scores max() takes the first, the strongest penalty.
     chosen = max(strengths, key=lambda strength: search.get(strength, 0.0))
-    probabilities = np.zeros((test_features.shape[0], len(labels)))
-    columns = [list(map(str, labels)).index(name) for name in seen]
-    probabilities[:, columns] = _fit_path(train_features, class_ids, test_features, [chosen], tolerance=TOLERANCE)[0][1]
+    scaling = _pareto_scaling(features)
+    model = _new_regression(TOLERANCE).set_params(C=chosen).fit(sparse.csr_array(features @ scaling), class_ids)
+    weights, biases = model.coef_ @ scaling, model.intercept_
+    if len(seen) == 2:  # scikit-learn keeps the second class's logit alone
+        weights, biases = np.vstack([np.zeros_like(weights), weights]), np.array([0.0, biases[0]])
     seconds = time.perf_counter() - start
     logger.info("logistic regression: C=%g of %s in %.1f s", chosen, search or strengths, seconds)
-    return BaselineResult("logistic_regression", tuple(labels), probabilities, seconds, chosen, search)
+    return FittedRegression(tuple(seen.tolist()), np.asarray(weights), biases, chosen, search)
 
 
 def log1p_cp10k(
@@ -263,7 +333,6 @@ def _check_labels(train_labels: Sequence[str] | StringArray, labels: Sequence[st
 
 def _check_fit(
     train_features: sparse.csr_array,
-    test_features: sparse.csr_array,
     class_ids: Int64Array,
     train_groups: Sequence[str] | StringArray | None,
     strengths: list[float],
@@ -274,11 +343,6 @@ def _check_fit(
     if train_groups is not None and len(train_groups) != num_cells:
         raise ValueError(
             f"train_groups must have one entry a training cell: {num_cells} cells, got {len(train_groups)}"
-        )
-    if test_features.shape[1] != train_features.shape[1]:
-        raise ValueError(
-            f"train_features and test_features must have the same genes, got {train_features.shape[1]} and "
-            f"{test_features.shape[1]} columns"
         )
     if len(np.unique(class_ids)) < 2:
         raise ValueError("train_labels must hold at least two labels, got one; there is nothing to tell apart")
@@ -318,9 +382,7 @@ def _search(
     predicted = np.empty((len(strengths), len(class_ids)), dtype=np.int64)
     for fold in np.unique(folds):
         held_out = folds == fold
-        path = _fit_path(
-            features[~held_out], class_ids[~held_out], features[held_out], strengths, tolerance=SEARCH_TOLERANCE
-        )
+        path = _fit_path(features[~held_out], class_ids[~held_out], features[held_out], strengths)
         for row, (fitted, probabilities) in zip(predicted, path, strict=True):
             row[held_out] = fitted[probabilities.argmax(axis=1)]
     return {
@@ -334,8 +396,6 @@ def _fit_path(
     class_ids: Int64Array,
     test_features: sparse.csr_array,
     strengths: Sequence[float],
-    *,
-    tolerance: float,
 ) -> list[tuple[Int64Array, FloatArray]]:
     """Return (class ids, probabilities of the test cells) for each C, each fit started from the one before."""
     fitted = np.unique(class_ids)
@@ -343,12 +403,16 @@ def _fit_path(
         return [(fitted, np.ones((test_features.shape[0], 1)))] * len(strengths)
     scaling = _pareto_scaling(train_features)
     scaled_train, scaled_test = sparse.csr_array(train_features @ scaling), sparse.csr_array(test_features @ scaling)
-    model = LogisticRegression(class_weight="balanced", max_iter=MAX_ITERATIONS, tol=tolerance, warm_start=True)
+    model = _new_regression(SEARCH_TOLERANCE)
     path = []
     for strength in strengths:
         model.set_params(C=strength).fit(scaled_train, class_ids)
         path.append((fitted, model.predict_proba(scaled_test)))
     return path
+
+
+def _new_regression(tolerance: float) -> LogisticRegression:
+    return LogisticRegression(class_weight="balanced", max_iter=MAX_ITERATIONS, tol=tolerance, warm_start=True)
 
 
 def _pareto_scaling(features: sparse.csr_array) -> sparse.dia_array:

@@ -1,6 +1,6 @@
 """The cell classifier: paths from a cell's genes to its type, whose logits are added up."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from .configuration_screformer import ScReformerConfig
 
 NO_EXPRESSION = 0  # the bin of a gene without counts
+BEFORE_RELU = 2**0.5  # He et al. 2015
+
+Layer = TypeVar("Layer", nn.Linear, nn.Conv1d)
 
 
 class EncodedCells(NamedTuple):
@@ -72,11 +75,11 @@ class ConvolutionPath(nn.Module):
         first, second = config.classifier_hidden_sizes or (512, 100)
         self.num_genes = config.num_genes
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.convolution = nn.Conv1d(config.hidden_size, 1, kernel_size=1)
+        self.convolution = _start_with(BEFORE_RELU, nn.Conv1d(config.hidden_size, 1, kernel_size=1))
         self.activation = nn.ReLU()
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.dense_1 = nn.Linear(config.num_genes, first)
-        self.dense_2 = nn.Linear(first, second)
+        self.dense_1 = _start_with(BEFORE_RELU, nn.Linear(config.num_genes, first))
+        self.dense_2 = _start_with(BEFORE_RELU, nn.Linear(first, second))
         self.output = nn.Linear(second, config.num_labels)
 
     def forward(self, cells: EncodedCells) -> Tensor:
@@ -96,7 +99,7 @@ class PooledPath(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.activation = nn.ReLU()
         self.dropout = nn.Dropout(config.classifier_dropout)
-        self.dense = nn.Linear(2 * config.hidden_size, width)
+        self.dense = _start_with(BEFORE_RELU, nn.Linear(2 * config.hidden_size, width))
         self.output = nn.Linear(width, config.num_labels)
 
     def forward(self, cells: EncodedCells) -> Tensor:
@@ -121,7 +124,8 @@ class LinearPath(nn.Module):
         self.num_genes = config.num_genes
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.level = nn.Linear(config.hidden_size, 1, bias=False)
-        self.output = nn.Linear(config.num_genes, config.num_labels)
+        # Says nothing until it has learned something.
+        self.output = _start_with(0.0, nn.Linear(config.num_genes, config.num_labels))
 
     def forward(self, cells: EncodedCells, expression_of_none: Tensor) -> Tensor:
         """Return logits (B, num_labels)."""
@@ -144,6 +148,15 @@ class LinearPath(nn.Module):
         self.level.weight.copy_(torch.linalg.lstsq(steps, wanted, driver="gelsd").solution.T)
         for parameter, value in ((self.output.weight, weight), (self.output.bias, bias)):
             parameter.copy_(torch.zeros_like(parameter) if value is None else value)
+
+
+def _start_with(gain: float, layer: Layer) -> Layer:
+    """Let the model start `layer` with weights of `gain` over the square root of its inputs.
+
+    The gain stands on the layer: transformers starts no module that has no parameters of its own.
+    """
+    layer.initial_gain = gain  # type: ignore[assignment]
+    return layer
 
 
 def _by_position(values: Tensor, cells: EncodedCells, num_genes: int) -> Tensor:

@@ -11,14 +11,7 @@ from transformers.modeling_outputs import MaskedLMOutput, ModelOutput, SequenceC
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
-from .cell_classifier import (
-    NO_EXPRESSION,
-    ConvolutionPath,
-    EncodedCells,
-    LinearPath,
-    PooledPath,
-    ScReformerClassificationHead,
-)
+from .cell_classifier import NO_EXPRESSION, EncodedCells, ScReformerClassificationHead
 from .configuration_screformer import ScReformerConfig
 from .lsh_attention import draw_rotations, exact_attention, lsh_attention, lsh_order
 from .reversible import ReversibleSequence, Streams
@@ -165,14 +158,8 @@ class ScReformerPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if isinstance(module, nn.Linear | nn.Conv1d):
-            init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
-        elif isinstance(module, ConvolutionPath):
-            for layer in (module.convolution, module.dense_1, module.dense_2):  # each before a ReLU: He et al. 2015
-                init.normal_(layer.weight, std=(2 / layer.weight[0].numel()) ** 0.5)
-        elif isinstance(module, PooledPath):
-            init.normal_(module.dense.weight, std=(2 / module.dense.in_features) ** 0.5)
-        elif isinstance(module, LinearPath):  # says nothing until it has learned something
-            init.zeros_(module.output.weight)
+            gain = getattr(module, "initial_gain", 1.0)
+            init.normal_(module.weight, std=gain * module.weight[0].numel() ** -0.5)
         elif isinstance(module, ScReformerEmbeddings):
             for table in (module.bin_embeddings, module.gene_embeddings):
                 init.normal_(table.weight, std=self.config.embedding_initializer_range)

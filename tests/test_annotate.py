@@ -52,7 +52,7 @@ def save_checkpoint(tiny_config, folder, model_class=ScReformerForCellClassifica
         model = model_class(tiny_config(**{**defaults, **overrides}))
     if model_class is ScReformerForCellClassification:
         with torch.no_grad():  # so that cells get different labels
-            model.classifier.output.weight.mul_(10)
+            model.classifier.convolution_path.output.weight.mul_(10)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
