@@ -6,6 +6,7 @@ A run's folder holds an ordinary checkpoint with the changes merged into its wei
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -77,9 +78,13 @@ def add_adapters(model: Model, arguments: ModelArguments) -> Model:
         lora_alpha=2 * arguments.lora_rank if arguments.lora_alpha is None else arguments.lora_alpha,
         lora_dropout=arguments.lora_dropout,
         target_modules=[end for name in arguments.lora_targets or LORA_TARGETS for end in LORA_TARGETS[name]],
-        modules_to_save=["classifier" if is_classifier else "head"],
+        # Of a model for SEQ_CLS peft itself names the classifier.
+        modules_to_save=None if is_classifier else ["head"],
     )
-    return cast(Model, get_peft_model(model, settings))
+    with warnings.catch_warnings():
+        # peft asks for it by a name that transformers will drop.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        return cast(Model, get_peft_model(model, settings))
 
 
 def has_adapters(model: nn.Module) -> bool:
