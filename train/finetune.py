@@ -226,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     log_to_console(training)
     try:
         result = finetune(model, data, training)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
     logger.info("checkpoint and results: %s", result.output_dir)
 

@@ -51,7 +51,7 @@ def check_lora(arguments: ModelArguments) -> None:
         raise ValueError(f"lora_targets has {unknown}; allowed are {', '.join(LORA_TARGETS)}")
     if arguments.checkpoint is None:
         raise ValueError(
-            f"lora_rank={rank} trains small changes of a trained model, but there is no checkpoint; add one, for example "
+            f"lora_rank={rank} trains small changes of a trained model, but there is no checkpoint; give one with "
             "--checkpoint pretrained"
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -48,7 +49,8 @@ def freeze_lowest(model: nn.Module, freeze: str) -> None:
         `freeze` is none of these, or more layers than the model has.
     """
     check_freeze(freeze)
-    num_layers: int = model.config.num_hidden_layers
+    config: Any = model.config  # Any: modules have no such attribute, ours do
+    num_layers: int = config.num_hidden_layers
     depth = {"none": -1, "embeddings": 0, "encoder": num_layers}.get(freeze)
     if depth is None:
         depth = int(freeze)
@@ -70,7 +72,13 @@ def check_layer_lr_decay(layer_lr_decay: float) -> None:
         )
 
 
-def slow_lower_layers(optimizer: torch.optim.Optimizer, model: nn.Module, layer_lr_decay: float) -> None:
+def slow_lower_layers(
+    optimizer: torch.optim.Optimizer,
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    layer_lr_decay: float,
+    *,
+    num_layers: int,
+) -> None:
     """Split an optimizer's groups by depth: below the head each layer's rate is `layer_lr_decay` times that above.
 
     What else a group has, such as its weight decay, stays. The head comes first, so that its rate is the one logged.
@@ -79,13 +87,14 @@ def slow_lower_layers(optimizer: torch.optim.Optimizer, model: nn.Module, layer_
     ----------
     optimizer
         Fresh: no step was taken and no scheduler was made.
-    model
-        Whose parameters it has.
+    named_parameters
+        Of the model whose parameters it has.
     layer_lr_decay
         Factor from a layer to the one below; the embeddings are below the lowest.
+    num_layers
+        Layers of the model.
     """
-    num_layers: int = model.config.num_hidden_layers
-    depth_of = {id(parameter): parameter_depth(name, num_layers) for name, parameter in model.named_parameters()}
+    depth_of = {id(parameter): parameter_depth(name, num_layers) for name, parameter in named_parameters}
     head = num_layers + 1
     groups: list[tuple[int, dict[str, Any]]] = []
     for group in optimizer.param_groups:

@@ -69,6 +69,8 @@ class CellTrainer(Trainer):
     """
 
     data_collator: CellCollator
+    label_smoother: Any  # Any: Trainer's own
+    compute_loss_func: Any
 
     def __init__(self, *args: Any, eval_data_collator: CellCollator, **kwargs: Any) -> None:  # Any: Trainer's own
         super().__init__(*args, **kwargs)
@@ -110,7 +112,9 @@ class CellTrainer(Trainer):
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if is_new and self.args.layer_lr_decay != 1:
-            slow_lower_layers(optimizer, self.model if model is None else model, self.args.layer_lr_decay)
+            named = (self.model if model is None else model).named_parameters()
+            layers = self.model.config.num_hidden_layers
+            slow_lower_layers(optimizer, named, self.args.layer_lr_decay, num_layers=layers)
         return optimizer
 
     def compute_loss(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:  # Any: Trainer's own
