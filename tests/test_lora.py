@@ -218,6 +218,13 @@ def test_an_interrupted_run_is_resumed_and_ends_in_the_same_weights(corpus, base
     caplog.set_level("INFO", logger="screformer")
     resumed = finetune(with_adapters(base), data, settings(tmp_path / "run", **options))
     assert "checkpoint-8" in caplog.text
+    model = AutoModelForSequenceClassification.from_pretrained(resumed.output_dir)
+    adapters = sum(
+        each.numel() for each in load_file(resumed.output_dir / "adapter/adapter_model.safetensors").values()
+    )
+    head = sum(each.numel() for each in model.classifier.parameters())
+    total = sum(each.numel() for each in model.parameters()) + adapters - head
+    assert f"{adapters} of {total} parameters learn" in caplog.text
     assert resumed.metrics["best_step"] == unbroken.metrics["best_step"] == 12
     for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
         assert (resumed.output_dir / name).read_bytes() == (unbroken.output_dir / name).read_bytes()

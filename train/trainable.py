@@ -35,8 +35,10 @@ def choose_trainable(model: Model, arguments: ModelArguments, training: ScReform
             )
         model = add_adapters(model, arguments)
     freeze_lowest(model, training.freeze)
-    total = sum(parameter.numel() for parameter in model.parameters())
-    learning = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    # Beside a head that learns peft keeps the one it began with.
+    used = [parameter for name, parameter in model.named_parameters() if ".original_module." not in name]
+    total = sum(parameter.numel() for parameter in used)
+    learning = sum(parameter.numel() for parameter in used if parameter.requires_grad)
     if learning < total:
         logger.info("%d of %d parameters learn (%.1f%%)", learning, total, 100 * learning / total)
     return model
