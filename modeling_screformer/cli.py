@@ -236,13 +236,13 @@ def corpus(
 
 @app.command(context_settings=TRAINER_COMMAND, add_help_option=False)
 def pretrain(context: typer.Context) -> None:
-    """Pretrain by predicting masked expression bins. Example: screformer pretrain --corpus corpus --preset tiny"""
+    """Pretrain by predicting masked expression bins. Example: screformer pretrain pretrain-tiny --corpus corpus"""
     _hand_over("train.pretrain", context)
 
 
 @app.command(context_settings=TRAINER_COMMAND, add_help_option=False)
 def finetune(context: typer.Context) -> None:
-    """Fine-tune on cell types. Example: screformer finetune --corpus corpus --checkpoint pretrained"""
+    """Fine-tune on cell types. Example: screformer finetune finetune-fast --corpus corpus --checkpoint pretrained"""
     _hand_over("train.finetune", context)
 
 

@@ -75,6 +75,18 @@ def expressed_fixture():
     return expressed
 
 
+@pytest.fixture
+def restored_determinism(monkeypatch):
+    """Undo, after the test, what full_determinism changes in the process."""
+    names = ("CUDA_LAUNCH_BLOCKING", "CUBLAS_WORKSPACE_CONFIG", "ASCEND_LAUNCH_BLOCKING", "HCCL_DETERMINISTIC")
+    for name in (*names, "FLASH_ATTENTION_DETERMINISTIC"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))  # noted, and put back
+    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
+
+
 @pytest.fixture(scope="session")
 def small_quickstart(tmp_path_factory):
     """Return the folder of a quickstart on 180 of the packaged cells, two steps of training: whole, and untrained."""

@@ -1,12 +1,12 @@
 import pytest
 
+from screformer.train.argument_parser import parse_arguments
 from screformer.train.arguments import (
     FineTuningArguments,
     FineTuningDataArguments,
     ModelArguments,
     PretrainingArguments,
     PretrainingDataArguments,
-    parse_arguments,
 )
 
 
@@ -116,7 +116,7 @@ def test_help_has_an_example_and_the_arguments_that_matter(capsys):
     assert "  pretrain --corpus corpus --preset tiny\n" in text
     assert "--learning_rate" in text
     assert "--torch_compile" not in text
-    assert len(text.splitlines()) < 160  # all of TrainingArguments would be over 500
+    assert len(text.splitlines()) < 220  # all of TrainingArguments would be over 500
 
 
 def test_help_all_has_every_training_argument(capsys):

@@ -15,12 +15,12 @@ from screformer.cli import app
 from screformer.tokenization.corpus import open_corpus
 from screformer.train import batch_size as batch_size_module
 from screformer.train import memory as memory_module
+from screformer.train.argument_parser import parse_arguments
 from screformer.train.arguments import (
     FineTuningArguments,
     ModelArguments,
     PretrainingArguments,
     PretrainingDataArguments,
-    parse_arguments,
 )
 from screformer.train.batch_size import (
     check_batch_size,

@@ -1,61 +1,26 @@
-"""What a training run can be told, with the paper's defaults: flags, or one YAML file."""
+"""What a training run can be told, with the paper's defaults; argument_parser.py reads it from flags or a file."""
 
 from __future__ import annotations
 
-import argparse
-import difflib
-import json
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from pathlib import Path
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 import yaml
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from screformer.train.class_weights import check_class_weights
+from screformer.train.lora import check_lora
+from screformer.train.parameter_groups import check_freeze, check_layer_lr_decay
 from screformer.train.sampler import BLOCK_SIZE, BUFFER_SIZE, Shuffling
+
+logger = logging.getLogger(__name__)
 
 GeneSpace = Literal["full", "expressed"]
 Preset = Literal["tiny", "base", "large"]
-
-# Shown by --help; every other field of TrainingArguments is accepted too, and shown by --help_all.
-COMMON_TRAINING_ARGUMENTS = {
-    "output_dir",
-    "overwrite",
-    "keep_checkpoints",
-    "resume_from_checkpoint",
-    "num_train_epochs",
-    "max_steps",
-    "batch_size",
-    "per_device_train_batch_size",
-    "per_device_eval_batch_size",
-    "gradient_accumulation_steps",
-    "learning_rate",
-    "weight_decay",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "early_stopping_patience",
-    "metric_for_best_model",
-    "seed",
-    "bf16",
-    "use_cpu",
-    "dataloader_num_workers",
-    "logging_steps",
-    "save_total_limit",
-    "full_determinism",
-    "report_to",
-}
-REMOVED_ARGUMENTS = {
-    "warmup_ratio": "warmup_steps (a number below 1 is a ratio)",
-    "evaluation_strategy": "eval_strategy",
-    "overwrite_output_dir": "overwrite",
-    "no_cuda": "use_cpu",
-    "group_by_length": "train_sampling_strategy",
-    "gradient_checkpointing": "activation_checkpointing",
-}
 
 
 @dataclass
@@ -86,9 +51,22 @@ class ModelArguments:
         default=None,
         metadata={"help": "Gene vectors that a new model's gene embeddings start from; see `screformer gene2vec`."},
     )
+    lora_rank: int | None = field(
+        default=None,
+        metadata={"help": "Train low-rank adapters of this rank (8 is usual) and the head instead of every weight."},
+    )
+    lora_alpha: float | None = field(
+        default=None, metadata={"help": "The adapters are scaled by lora_alpha / lora_rank. Default: twice the rank."}
+    )
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the adapters."})
+    lora_targets: list[str] = field(
+        default_factory=list,
+        metadata={"help": "What gets adapters: query_key, value, output, feed_forward. Default: all of them."},
+    )
 
     def __post_init__(self) -> None:
         """Raise ValueError where settings contradict each other."""
+        check_lora(self)
         if self.checkpoint is not None and self.gene2vec is not None:
             raise ValueError(
                 f"gene2vec={self.gene2vec!r} is where a new model's gene embeddings start, but "
@@ -259,10 +237,32 @@ class ScReformerTrainingArguments(TrainingArguments):
         metadata={"help": "Keep the checkpoint-* folders (with optimizer state) after the run has finished."},
     )
 
+    layer_lr_decay: float = field(
+        default=1.0,
+        metadata={"help": "Below the head each layer learns slower by this factor, embeddings slowest; 0.9 is usual."},
+    )
+    freeze: str = field(
+        default="none",
+        metadata={
+            "help": "What stays as it is: none, embeddings, encoder (all but the head), or a number: the embeddings "
+            "and so many of the lowest layers."
+        },
+    )
+
     def __post_init__(self) -> None:
-        """Pin memory only where there is a GPU to copy it to; raise ValueError for a size that cannot be."""
+        """Use bfloat16 and pinned memory where they can be; raise ValueError for a value that cannot be."""
+        if (self.bf16 or self.bf16_full_eval) and not torch.accelerator.is_available():
+            self.use_cpu = True  # which has bfloat16 too; TrainingArguments wants to be told
+            logger.info("bf16 on the CPU, as there is no accelerator: bfloat16 products, weights in float32")
         super().__post_init__()
         self.shuffling  # noqa: B018 - checks its sizes
+        check_freeze(self.freeze)
+        check_layer_lr_decay(self.layer_lr_decay)
+        if not 0 <= self.label_smoothing_factor < 1:
+            raise ValueError(
+                f"label_smoothing_factor got {self.label_smoothing_factor}; it must be at least 0 and below 1 (0.1 is "
+                "usual)"
+            )
         if self.batch_size not in (None, "auto"):
             raise ValueError(
                 f"batch_size got {self.batch_size!r}; 'auto' is allowed. A number of cells is "
@@ -307,119 +307,12 @@ class FineTuningArguments(ScReformerTrainingArguments):
     early_stopping_patience: int = field(
         default=1, metadata={"help": "Evaluations without improvement after which training stops; 0: never stop early."}
     )
-
-
-def parse_arguments(
-    argument_types: Sequence[type],
-    argv: Sequence[str] | None = None,
-    *,
-    program: str,
-    description: str,
-    example: str,
-) -> tuple[Any, ...]:  # Any: one instance of each of argument_types
-    """Return one filled dataclass of each type, from flags and at most one YAML file.
-
-    A first argument that ends in ``.yaml`` or ``.yml`` is a file of ``name: value`` lines; flags after it win. Wrong or
-    unknown names end the program with a message, as argparse does.
-
-    Parameters
-    ----------
-    argument_types
-        Dataclasses as `HfArgumentParser` takes them.
-    argv
-        Arguments without the program's name; default ``sys.argv[1:]``.
-    program, description, example
-        What ``--help`` shows.
-    """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(
-        list(argument_types),
-        prog=program,
-        usage=f"{program} [CONFIG.yaml] [options]",
-        description=description,
-        epilog=f"examples:\n{example}\n\nA YAML file has the same names, one `name: value` a line.",
-        formatter_class=_HelpFormatter,
-        allow_abbrev=False,
+    class_weights: Literal["none", "balanced"] = field(
+        default="none",
+        metadata={"help": "balanced: every cell type counts the same in the loss, however many cells it has."},
     )
-    parser.add_argument("--help_all", "--help-all", action="store_true", help="Show every training argument, and exit.")
-    if "--help_all" not in arguments and "--help-all" not in arguments:
-        _hide_rare_training_arguments(parser)
-    else:
-        arguments = ["--help"]
-    if arguments and arguments[0].endswith((".yaml", ".yml")):
-        arguments = [*_flags_of_yaml(parser, Path(arguments[0])), *arguments[1:]]
-    _, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        parser.error(_explain_unknown(unknown, parser))
-    try:
-        filled = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
-    except ValueError as error:
-        parser.error(str(error))
-    return tuple(filled[: len(argument_types)])
 
-
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, and the examples line by line."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if (
-            action.default is None
-            or action.default == []
-            or action.nargs == 0
-            or action.option_strings[0].startswith("--no_")
-        ):
-            return action.help
-        return super()._get_help_string(action)
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        # One spelling an option; the other, with hyphens, is accepted too.
-        if not action.option_strings or action.nargs == 0:
-            return ", ".join(action.option_strings)
-        if action.choices is not None:
-            return f"{action.option_strings[0]} {'|'.join(map(str, action.choices))}"
-        return f"{action.option_strings[0]} {self._format_args(action, action.dest.upper())}"
-
-
-def _hide_rare_training_arguments(parser: argparse.ArgumentParser) -> None:
-    rare = {item.name for item in fields(TrainingArguments)} - COMMON_TRAINING_ARGUMENTS
-    for action in parser._actions:
-        if action.dest in rare:
-            action.help = argparse.SUPPRESS
-
-
-def _flags_of_yaml(parser: argparse.ArgumentParser, path: Path) -> list[str]:
-    """Return the file's settings as flags, so that their types are checked like those of flags."""
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        parser.error(f"cannot read {path}: {error}")
-    if not isinstance(settings, dict):
-        parser.error(f"{path} must hold `name: value` lines, got {type(settings).__name__}")
-    flags: list[str] = []
-    for name, value in settings.items():
-        if value is None or value == []:
-            continue
-        flags.append(f"--{name}")
-        if name == "config_overrides" and isinstance(value, dict):
-            value = [f"{key}={json.dumps(item)}" for key, item in value.items()]
-        if isinstance(value, dict):
-            value = json.dumps(value)
-        flags.extend(map(str, value) if isinstance(value, list) else [str(value)])
-    return flags
-
-
-def _explain_unknown(unknown: Sequence[str], parser: argparse.ArgumentParser) -> str:
-    known = sorted({option[2:] for action in parser._actions for option in action.option_strings if option[:2] == "--"})
-    messages = []
-    # The values of an unknown flag are unknown too, and not worth a message.
-    flags = [argument for argument in unknown if argument.startswith("--")]
-    for argument in flags or unknown:
-        name = argument.lstrip("-").partition("=")[0].replace("-", "_")
-        if not argument.startswith("--"):
-            messages.append(f"{argument!r} belongs to no argument")
-        elif name in REMOVED_ARGUMENTS:
-            messages.append(f"--{name} is now --{REMOVED_ARGUMENTS[name]}")
-        else:
-            near = difflib.get_close_matches(name, known, n=1)
-            messages.append(f"--{name} is unknown" + (f"; did you mean --{near[0]}?" if near else ""))
-    return "; ".join(messages)
+    def __post_init__(self) -> None:
+        """Raise ValueError for a value that cannot be."""
+        super().__post_init__()
+        check_class_weights(self.class_weights)

@@ -9,18 +9,18 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from transformers import set_seed
 
 from screformer.modeling_screformer import ScReformerForCellClassification
 from screformer.tokenization.corpus import Corpus, open_corpus
+from screformer.train.argument_parser import parse_arguments
 from screformer.train.arguments import (
     FineTuningArguments,
     FineTuningDataArguments,
     ModelArguments,
-    parse_arguments,
 )
 from screformer.train.batch_size import fit_training_batch_size, longest_cell
 from screformer.train.cell_dataset import CellDataset
+from screformer.train.class_weights import class_weighted_loss
 from screformer.train.collator import CellCollator
 from screformer.train.corpus_columns import describe_corpus, name_cells, read_column
 from screformer.train.figures import plot_proportions
@@ -28,6 +28,7 @@ from screformer.train.metrics import compute_cell_type_metrics, keep_logits
 from screformer.train.result_files import write_json
 from screformer.train.splits import Split, split_by_group, split_cells
 from screformer.train.starting_model import starting_model
+from screformer.train.trainable import choose_trainable
 from screformer.train.training_run import (
     CellTrainer,
     TrainingResult,
@@ -35,6 +36,7 @@ from screformer.train.training_run import (
     describe_run,
     early_stopping,
     log_to_console,
+    set_seeds,
     train_and_save,
 )
 
@@ -43,6 +45,7 @@ logger = logging.getLogger("screformer.train.finetune")
 
 EXAMPLE = """\
   python -m screformer.train.finetune --corpus corpus --checkpoint pretrained --group_column donor --test_groups human4
+  python -m screformer.train.finetune finetune-paper --corpus corpus --checkpoint pretrained
   python -m screformer.train.finetune finetune.yaml --learning_rate 3e-4
   accelerate launch -m screformer.train.finetune --corpus corpus --checkpoint pretrained --bf16"""
 
@@ -86,11 +89,12 @@ def finetune(
         raise ValueError(f"label_column={data.label_column!r} has the labels {label_names} in training; two are needed")
     if training.process_index == 0:
         _write_split(corpus, cells, data, training)
-    set_seed(training.seed)
+    set_seeds(training)
     model = starting_model(
         ScReformerForCellClassification, corpus.tokenizer(), model_arguments, label_names=label_names
     )
     batch = fit_training_batch_size(training, model, longest=longest_cell(CellDataset(corpus)))
+    model = choose_trainable(model, model_arguments, training)
     trainer = _make_trainer(model, corpus, cells, data, training)
     return train_and_save(
         trainer,
@@ -202,6 +206,7 @@ def _make_trainer(
         data_collator=collator(data.gene_dropout),
         eval_data_collator=collator(0.0),
         processing_class=corpus.tokenizer(),
+        compute_loss_func=class_weighted_loss(cells.labels[cells.split.train], model.config.label2id, training),
         compute_metrics=compute_cell_type_metrics,
         preprocess_logits_for_metrics=keep_logits,
         callbacks=early_stopping(training),
@@ -216,11 +221,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         program="python -m screformer.train.finetune",
         description="Fine-tune scReformer-BERT on labelled cells. The test cells stay untouched: see train.evaluate.",
         example=EXAMPLE,
+        recipes="finetune",
     )
     log_to_console(training)
     try:
         result = finetune(model, data, training)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
     logger.info("checkpoint and results: %s", result.output_dir)
 

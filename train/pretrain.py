@@ -7,15 +7,14 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
-from transformers import set_seed
 
 from screformer.modeling_screformer import ScReformerForMaskedLM
 from screformer.tokenization.corpus import Corpus, open_corpus
+from screformer.train.argument_parser import parse_arguments
 from screformer.train.arguments import (
     ModelArguments,
     PretrainingArguments,
     PretrainingDataArguments,
-    parse_arguments,
 )
 from screformer.train.batch_size import fit_training_batch_size, longest_cell
 from screformer.train.cell_dataset import CellDataset
@@ -24,6 +23,7 @@ from screformer.train.corpus_columns import describe_corpus, read_column
 from screformer.train.metrics import MaskedBinMetrics, keep_predicted_bins
 from screformer.train.splits import Int64Array, hold_out
 from screformer.train.starting_model import starting_model
+from screformer.train.trainable import choose_trainable
 from screformer.train.training_run import (
     CellTrainer,
     TrainingResult,
@@ -31,6 +31,7 @@ from screformer.train.training_run import (
     describe_run,
     early_stopping,
     log_to_console,
+    set_seeds,
     train_and_save,
 )
 
@@ -39,6 +40,7 @@ logger = logging.getLogger("screformer.train.pretrain")
 
 EXAMPLE = """\
   python -m screformer.train.pretrain --corpus corpus --preset tiny --output_dir pretrained
+  python -m screformer.train.pretrain pretrain-tiny --corpus corpus
   python -m screformer.train.pretrain pretrain.yaml --num_train_epochs 10
   accelerate launch -m screformer.train.pretrain --corpus corpus --preset large --bf16"""
 
@@ -66,9 +68,10 @@ def pretrain(
     begun = begin_run(training, record)
     if isinstance(begun, TrainingResult):
         return begun
-    set_seed(training.seed)
+    set_seeds(training)
     model = starting_model(ScReformerForMaskedLM, corpus.tokenizer(), model_arguments)
     batch = fit_training_batch_size(training, model, longest=longest_cell(CellDataset(corpus)))
+    model = choose_trainable(model, model_arguments, training)
     trainer = _make_trainer(model, corpus, data, training)
     return train_and_save(
         trainer,
@@ -146,11 +149,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         program="python -m screformer.train.pretrain",
         description="Pretrain scReformer-BERT on a corpus of cells by predicting masked expression bins.",
         example=EXAMPLE,
+        recipes="pretrain",
     )
     log_to_console(training)
     try:
         result = pretrain(model, data, training)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
     logger.info("checkpoint and results: %s", result.output_dir)
 

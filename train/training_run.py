@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from accelerate.data_loader import prepare_data_loader
+from torch import nn
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, Trainer
+from transformers import EarlyStoppingCallback, Trainer, enable_full_determinism, set_seed
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint, seed_worker
 
 from screformer.tokenization.corpus import Corpus
@@ -24,6 +25,8 @@ from screformer.train.arguments import ScReformerTrainingArguments
 from screformer.train.cell_dataset import CellDataset
 from screformer.train.collator import CellCollator
 from screformer.train.figures import plot_training_curves
+from screformer.train.lora import ADAPTER_FOLDER, check_not_sharded, has_adapters, merge_adapters
+from screformer.train.parameter_groups import slow_lower_layers
 from screformer.train.result_files import read_json, software_versions, write_json
 from screformer.train.sampler import CellBatchSampler, Rank
 from screformer.train.seen_cells import SEEN_FILES, record_seen_cells
@@ -37,7 +40,8 @@ DEFINING_SETTINGS = (
     "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
     "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "lr_scheduler_type", "warmup_steps",
     "optim", "seed", "data_seed", "metric_for_best_model", "early_stopping_patience", "fp16", "bf16",
-    "shuffle_block_size", "shuffle_buffer_size", "train_sampling_strategy",
+    "shuffle_block_size", "shuffle_buffer_size", "train_sampling_strategy", "lr_scheduler_kwargs",
+    "label_smoothing_factor", "class_weights", "layer_lr_decay", "freeze", "full_determinism",
 )  # fmt: skip
 GROUP_BY_LENGTH = "group_by_length"
 
@@ -65,6 +69,8 @@ class CellTrainer(Trainer):
     """
 
     data_collator: CellCollator
+    label_smoother: Any  # Any: Trainer's own
+    compute_loss_func: Any
 
     def __init__(self, *args: Any, eval_data_collator: CellCollator, **kwargs: Any) -> None:  # Any: Trainer's own
         super().__init__(*args, **kwargs)
@@ -100,6 +106,27 @@ class CellTrainer(Trainer):
         return prepare_data_loader(
             loader, device=self.accelerator.device, num_processes=1, process_index=0, put_on_device=True
         )
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Return the Trainer's optimizer, with slower lower layers if `layer_lr_decay` asks for them."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new and self.args.layer_lr_decay != 1:
+            named = (self.model if model is None else model).named_parameters()
+            layers = self.model.config.num_hidden_layers
+            slow_lower_layers(optimizer, named, self.args.layer_lr_decay, num_layers=layers)
+        return optimizer
+
+    def compute_loss(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:  # Any: Trainer's own
+        """Return the loss to learn by; of held-out cells the plain one, so that runs with other options compare."""
+        if model.training:
+            return super().compute_loss(model, *args, **kwargs)
+        options = self.label_smoother, self.compute_loss_func
+        self.label_smoother = self.compute_loss_func = None
+        try:
+            return super().compute_loss(model, *args, **kwargs)
+        finally:
+            self.label_smoother, self.compute_loss_func = options
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:  # Any: Trainer's own
         if isinstance(eval_dataset, CellDataset) and self.args.train_sampling_strategy == GROUP_BY_LENGTH:
@@ -160,6 +187,14 @@ def begin_run(training: ScReformerTrainingArguments, record: Mapping[str, Any]) 
     return checkpoint
 
 
+def set_seeds(training: ScReformerTrainingArguments) -> None:
+    """Seed every generator and, with `full_determinism`, allow only operations that always give the same result."""
+    if training.full_determinism:
+        enable_full_determinism(training.seed)
+    else:
+        set_seed(training.seed)
+
+
 def early_stopping(training: ScReformerTrainingArguments) -> list[EarlyStoppingCallback]:
     """Return the callback that stops after `early_stopping_patience` evaluations without improvement, if any.
 
@@ -203,6 +238,7 @@ def train_and_save(
     """
     training: ScReformerTrainingArguments = trainer.args
     folder = Path(str(training.output_dir))
+    check_not_sharded(trainer)
     outcome = trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.batch_sampler is not None and trainer.batch_sampler.padding.num_tokens:
         logger.info("%.1f%% of the tokens of training were padding", 100 * trainer.batch_sampler.padding.share)
@@ -220,6 +256,8 @@ def train_and_save(
         "best_step": trainer.state.best_global_step,
         "training_seconds": outcome.metrics["train_runtime"],
     }
+    if has_adapters(trainer.model):
+        merge_adapters(trainer, folder / ADAPTER_FOLDER)
     trainer.save_model()
     if trainer.is_world_process_zero():
         # A pickle of the arguments; training.json has them as text.
@@ -265,6 +303,7 @@ def _refuse_other_settings(folder: Path, earlier: Mapping[str, Any], record: Map
 
 def _remove_run(folder: Path) -> None:
     _remove_checkpoints(folder)
+    shutil.rmtree(folder / ADAPTER_FOLDER, ignore_errors=True)
     for name in (RECORD_FILE, METRICS_FILE, HISTORY_FILE, CURVES_FILE, *SEEN_FILES, "model.safetensors"):
         (folder / name).unlink(missing_ok=True)
 
