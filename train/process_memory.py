@@ -1,7 +1,10 @@
-"""What a process keeps of freed memory."""
+"""What a process takes of the system's memory, and what it keeps of freed memory."""
 
 import ctypes
 import os
+import re
+import sys
+from pathlib import Path
 
 # mallopt(3). Bytes from which a block has its own pages and gives them back when freed. Setting it also stops glibc
 # from raising it, which it does up to 32 MB: then streams of a base model share one heap with small blocks that stay,
@@ -9,6 +12,8 @@ import os
 # work would go back and be cleared again, thousands of times a step.
 M_MMAP_THRESHOLD, MMAP_THRESHOLD = -3, 8 * 10**6
 VARIABLE = "MALLOC_MMAP_THRESHOLD_"  # how a user sets it
+PROCESS = Path("/proc/self")
+CLEAR_PEAK = "5"  # proc(5): sets VmHWM back to what is resident now
 
 
 def return_large_blocks() -> bool:
@@ -24,3 +29,34 @@ def return_large_blocks() -> bool:
     except (AttributeError, OSError, TypeError):  # another C library; Windows
         return False
     return bool(mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD))
+
+
+def peak_process_memory() -> int:
+    """Return the most bytes that were resident at once: since `forget_peak`, or, where that can't be, since the start.
+
+    0 where the system does not say. Pages of files that are mapped into memory count, though the system can drop them.
+    """
+    try:
+        status = (PROCESS / "status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        status = ""
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    return int(found[1]) * 1024 if found else _peak_without_proc()
+
+
+def forget_peak() -> bool:
+    """Let the peak begin at what is resident now; return whether the system does so, as Linux mostly does."""
+    try:
+        (PROCESS / "clear_refs").write_text(CLEAR_PEAK, encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
+def _peak_without_proc() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
