@@ -123,11 +123,11 @@ def test_arrays_are_as_good_as_tensors():
 
 def test_a_gene_that_training_never_saw_is_answered_like_all_genes():
     counts = np.zeros((3, 5), dtype=np.int64)
-    counts[0], counts[1] = [0, 1, 0, 0, 5], [0, 4, 4, 0, 0]
+    counts[0], counts[1] = [0, 1, 0, 0, 5], [0, 0, 4, 4, 0]
     baselines = GeneBaselines(counts)
-    # Two bins as common: the lower. Of all: five times 1, four times 2, five times 4.
-    assert baselines.majority_bin.tolist() == [4, 1, 1]
-    assert baselines.mean_bin.tolist() == [4, 2, 2]  # means 3.5 and 1.5 round up; 33 / 14 = 2.36
+    # Two bins as common: the lower. Of all: once 1, four times 2, four times 3, five times 4.
+    assert baselines.majority_bin.tolist() == [4, 2, 4]
+    assert baselines.mean_bin.tolist() == [4, 3, 3]  # means 3.5 and 2.5 round up; 41 / 14 = 2.93
     assert np.exp(baselines.log_frequencies[2]).tolist() == pytest.approx([0, 0.25, 0.25, 0.25, 0.25])
     assert np.exp(baselines.log_frequencies[0]).tolist() == pytest.approx([0, 0.2, 0.1, 0.1, 0.6])
 
