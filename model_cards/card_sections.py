@@ -22,6 +22,13 @@ from screformer.model_cards.comparison import (
     untested_classes,
 )
 from screformer.model_cards.markdown import flat_rows, format_share, format_value, join_names, plain, table
+from screformer.model_cards.masked_genes import (
+    BIN_COLUMNS,
+    BY_BIN,
+    masked_gene_rows,
+    masked_gene_sentence,
+    shown_elsewhere,
+)
 
 EXTRA_METRIC_TITLES = {"macro_auc": "Macro-AUC", "expected_calibration_error": "Calibration error"}
 # Of the hundred settings of a run, those that decide what is learned.
@@ -89,8 +96,28 @@ def _run(checkpoint: Checkpoint) -> list[str]:
     sections = (record.get("model", {}), record.get("cells", {}), settings)
     rows = [row for section in sections for row in flat_rows(section)]
     paragraphs = [f"### {plain(record.get('task', 'training')).capitalize()}", table(("Setting", "Value"), rows)]
-    if checkpoint.metrics:
-        paragraphs.append(table(("Outcome", "Value"), flat_rows(checkpoint.metrics)))
+    rows = list(flat_rows({name: value for name, value in checkpoint.metrics.items() if not shown_elsewhere(name)}))
+    if rows:
+        paragraphs.append(table(("Outcome", "Value"), rows))
+    return paragraphs + _masked_genes(checkpoint.metrics)
+
+
+def _masked_genes(metrics: Json) -> list[str]:
+    """Return what a pretraining says of masked genes: the verdict in words, all answers, and those by expression."""
+    answers = masked_gene_rows(metrics)
+    if not answers:
+        return []
+    sentence = masked_gene_sentence(metrics)
+    rows = ((row.title, format_share(row.accuracy), format_share(row.loss)) for row in answers)
+    paragraphs = [sentence] if sentence else []
+    paragraphs.append(table(("Answer to a masked gene of a held-out cell", "Accuracy", "Loss"), rows))
+    if metrics.get(BY_BIN):
+        columns = ("True bin", "Masked genes", *BIN_COLUMNS.values())
+        bins = (
+            (str(row["bin"]), format_value(row["num_masked_genes"]), *(format_share(row[name]) for name in BIN_COLUMNS))
+            for row in metrics[BY_BIN]
+        )
+        paragraphs.append(table(columns, bins))
     return paragraphs
 
 

@@ -25,10 +25,11 @@ from screformer.model_cards.comparison import (
     row_title,
 )
 from screformer.model_cards.markdown import format_share
+from screformer.model_cards.masked_genes import Metrics, masked_gene_rows, masked_gene_sentence
 from screformer.train.result_files import written_aside
 
 TEMPLATE = "report_template.html"
-SCORES, PER_CLASS = "Scores on the test cells", "By cell type"
+SCORES, PER_CLASS, MASKED_GENES = "Scores on the test cells", "By cell type", "Pretraining: masked genes"
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 VERDICT_CLASSES: dict[Verdict, str] = {"wins": "wins", "loses": "loses", "draws": "even", "is mixed": "even"}
 
@@ -71,6 +72,8 @@ class Report:
         One sentence each: what the scores do not show.
     next_commands
         What a reader can type next.
+    pretraining
+        ``metrics.json`` of the pretraining that the model began from.
     """
 
     title: str
@@ -81,6 +84,7 @@ class Report:
     figures: Sequence[ReportFigure] = ()
     limitations: Sequence[str] = ()
     next_commands: Sequence[NextCommand] = ()
+    pretraining: Metrics = field(default_factory=dict)
 
 
 def write_report(path: str | Path, report: Report) -> Path:
@@ -102,6 +106,7 @@ def write_report(path: str | Path, report: Report) -> Path:
         next_commands=_section("What to type next", _commands(report.next_commands)),
         figures=_section("Figures", "\n".join(map(_figure, report.figures))),
         per_class=_section(PER_CLASS, _per_class_table(report.results)),
+        masked_genes=_section(MASKED_GENES, _masked_gene_table(report.pretraining)),
         limitations=_section("What these numbers do not show", _list(report.limitations)),
         facts=_facts(report),
     )
@@ -172,6 +177,17 @@ def _per_class_table(results: Results) -> str:
         f"{FEW_CELLS} test cells, single cells decide; a dash means that none was tested."
     )
     return _table(columns, rows, name=PER_CLASS, note=note)
+
+
+def _masked_gene_table(metrics: Metrics) -> str:
+    answers = masked_gene_rows(metrics)
+    if not answers:
+        return ""
+    rows: list[list[object]] = [
+        [row.title, _Number(format_share(row.accuracy)), _Number(format_share(row.loss))] for row in answers
+    ]
+    note = masked_gene_sentence(metrics) or "On masked genes of held-out cells."
+    return _table(["Answer", "Accuracy", "Loss"], rows, name=MASKED_GENES, note=note)
 
 
 def _facts(report: Report) -> str:

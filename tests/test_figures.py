@@ -7,9 +7,12 @@ import pytest
 from PIL import Image
 
 from screformer.train.figures import (
+    _history_panels,
+    _short_count,
     _shown_area,
     plot_comparison,
     plot_confusion_matrix,
+    plot_masked_genes,
     plot_proportions,
     plot_roc_curves,
     plot_training_curves,
@@ -36,6 +39,13 @@ HISTORY = [
     {"eval_loss": None, "eval_accuracy": 0.85, "epoch": 2.0},
 ]
 
+BY_BIN = [
+    {"bin": number, "num_masked_genes": 30**number, **dict.fromkeys(
+        ("accuracy", "gene_majority_accuracy", "gene_mean_accuracy", "cell_majority_accuracy", "loss",
+         "gene_frequency_loss"), None if number == 2 else number / 7)}
+    for number in range(1, 6)
+]  # fmt: skip
+
 FIGURES = {
     "confusion": lambda metrics, path: plot_confusion_matrix(metrics["confusion_matrix"], NAMES, path),
     "confusion of many": lambda metrics, path: plot_confusion_matrix(
@@ -44,6 +54,10 @@ FIGURES = {
     "roc": lambda metrics, path: plot_roc_curves(metrics["roc_curves"], path),
     "roc of many": lambda metrics, path: plot_roc_curves(
         {str(number): metrics["roc_curves"]["alpha"] for number in range(40)}, path
+    ),
+    "masked genes": lambda metrics, path: plot_masked_genes(BY_BIN, path),
+    "curves of all": lambda metrics, path: plot_training_curves(
+        [*HISTORY, {"loss": 1.1, "epoch": 1.5, "cells_per_second": 300.0}], path, scores=("accuracy", "absent")
     ),
     "curves": lambda metrics, path: plot_training_curves(HISTORY, path, scores=("accuracy",)),
     "curves without scores": lambda metrics, path: plot_training_curves(HISTORY[:1], path),
@@ -64,6 +78,27 @@ def test_figure_is_a_readable_png_and_nothing_else_is_left(name, metrics, tmp_pa
         assert image.format == "PNG"
         assert min(image.size) > 300
         assert len(image.convert("L").getcolors()) > 20
+
+
+@pytest.mark.parametrize(
+    ("history", "scores", "names"),
+    [
+        (HISTORY[:1], ("accuracy",), ["Cross-entropy loss", "Learning rate"]),
+        (HISTORY, ("accuracy", "absent"), ["Cross-entropy loss", "Score on held-out cells", "Learning rate"]),
+        ([{"cells_per_second": 5.0, "epoch": 1}], (), ["Cross-entropy loss", "Training cells a second"]),
+    ],
+)
+def test_curves_have_a_panel_for_what_the_history_holds(history, scores, names):
+    panels = _history_panels(history, scores)
+    assert [name for name, _ in panels] == names
+    assert not any("eval_absent" in curves for _, curves in panels)
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"), [(0, "0"), (9_999, "9,999"), (28_000, "28k"), (1.5e7, "15M"), (3e10, "30G")]
+)
+def test_large_numbers_of_genes_are_shortened(number, shown):
+    assert _short_count(number) == shown
 
 
 @pytest.mark.parametrize(("area", "shown"), [(1.0, "1.000"), (1 - 1e-12, "1.000"), (0.9996, "0.999"), (0.5, "0.500")])

@@ -110,7 +110,7 @@ def test_an_interrupted_run_goes_on_with_its_options_and_refuses_others(corpus, 
     data = FineTuningDataArguments(corpus=corpus)
     options = {
         "layer_lr_decay": 0.5, "freeze": "embeddings", "class_weights": "balanced", "label_smoothing_factor": 0.1,
-        "lr_scheduler_type": "cosine", "metric_for_best_model": "eval_loss",
+        "lr_scheduler_type": "cosine", "load_best_model_at_end": False, "early_stopping_patience": 0,
     }  # fmt: skip
     unbroken = finetune(NEW_MODEL, data, settings(tmp_path / "unbroken", **options))
     with monkeypatch.context() as patch:
@@ -129,6 +129,6 @@ def test_an_interrupted_run_goes_on_with_its_options_and_refuses_others(corpus, 
         with pytest.raises(ValueError, match=rf"holds a run with other settings \({name}: "):
             finetune(NEW_MODEL, data, settings(tmp_path / "run", **{**options, name: value}))
     resumed = finetune(NEW_MODEL, data, settings(tmp_path / "run", **options))
-    assert resumed.metrics["best_step"] == unbroken.metrics["best_step"] == 12
+    assert resumed.metrics["steps"] == unbroken.metrics["steps"] == 12
     found, expected = (load_file(result.output_dir / "model.safetensors") for result in (resumed, unbroken))
     assert all(torch.equal(found[name], expected[name]) for name in expected)

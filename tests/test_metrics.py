@@ -11,14 +11,11 @@ from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 from screformer.train import cell_type_metrics
 from screformer.train.metrics import (
     MAX_CURVE_POINTS,
-    MaskedBinMetrics,
     cell_type_scores,
     classification_metrics,
     compute_cell_type_metrics,
     expected_calibration_error,
     keep_logits,
-    keep_predicted_bins,
-    masked_bin_scores,
 )
 
 NAMES = ["alpha", "beta", "delta", "gamma"]
@@ -151,44 +148,3 @@ def test_only_logits_are_kept_of_a_models_outputs():
     logits, labels = torch.randn(2, 3), torch.tensor([0, 1])
     assert keep_logits((logits, torch.randn(2, 8)), labels) is logits
     assert keep_logits(logits, labels) is logits
-
-
-def test_predicted_bins_are_kept_at_masked_genes_only():
-    logits = torch.zeros(1, 3, 6)
-    logits[0, 0, 2] = logits[0, 1, 4] = 1.0
-    assert keep_predicted_bins(logits, torch.tensor([[2, -100, -100]])).tolist() == [[2, -100, -100]]
-
-
-def test_masked_accuracy_stands_beside_the_commonest_bin():
-    # Ten masked genes in bin 1, of which nine are right; five in bin 2, of which one is right.
-    counts = np.zeros((6, 6), dtype=np.int64)
-    counts[1, 1], counts[1, 2], counts[2, 2], counts[2, 1] = 9, 1, 1, 4
-    assert masked_bin_scores(counts) == {
-        "masked_accuracy": pytest.approx(10 / 15),
-        "majority_bin_accuracy": pytest.approx(10 / 15),
-        "majority_bin_share": pytest.approx(13 / 15),
-        "num_masked_genes": 15,
-    }
-
-
-@pytest.mark.parametrize("as_array", [torch.from_numpy, np.asarray])
-def test_counting_batch_by_batch_equals_counting_at_once(as_array):
-    generator = np.random.default_rng(0)
-    labels = np.where(generator.random((6, 20)) < 0.3, generator.integers(1, 6, (6, 20)), -100)
-    predicted = np.where(labels != -100, generator.integers(0, 6, (6, 20)), -100)
-    batches = [SimpleNamespace(predictions=as_array(predicted[i : i + 2]), label_ids=as_array(labels[i : i + 2]))
-               for i in (0, 2, 4)]  # fmt: skip
-    metric = MaskedBinMetrics(6)
-    for _ in range(2):  # The second epoch starts from nothing.
-        assert metric(batches[0], compute_result=False) == {}
-        assert metric(batches[1], compute_result=False) == {}
-        scores = metric(batches[2], compute_result=True)
-        whole = MaskedBinMetrics(6)(SimpleNamespace(predictions=as_array(predicted), label_ids=as_array(labels)))
-        assert scores == whole
-    is_masked = labels != -100
-    assert scores["masked_accuracy"] == pytest.approx((labels == predicted)[is_masked].mean())
-
-
-def test_refuses_a_held_out_set_without_masks():
-    with pytest.raises(ValueError, match="give the collator a masked_fraction above 0"):
-        masked_bin_scores(np.zeros((6, 6), dtype=np.int64))

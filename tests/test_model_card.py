@@ -223,16 +223,66 @@ def test_an_unknown_rival_gets_a_row_of_its_own(checkpoint: Path, results: dict[
     assert text.index("| scReformer-BERT |") < text.index("| Majority class |") < text.index("| k\\|NN |")
 
 
+PRETRAINING = {
+    "held_out_loss": 0.9,
+    "held_out_masked_accuracy": 0.51234,
+    "held_out_masked_loss": 1.0214,
+    "held_out_majority_bin_accuracy": 0.5,
+    "held_out_gene_majority_accuracy": 0.5301,
+    "held_out_gene_mean_accuracy": 0.4,
+    "held_out_cell_majority_accuracy": 0.51234,
+    "held_out_gene_frequency_loss": 1.1002,
+    "held_out_by_bin": [
+        {"bin": 1, "num_masked_genes": 27874, "accuracy": 0.98, "gene_majority_accuracy": 0.94, "loss": 0.35,
+         "gene_frequency_loss": 0.44, "gene_mean_accuracy": 0.8, "cell_majority_accuracy": 0.9},
+        {"bin": 2, "num_masked_genes": 0, "accuracy": None, "gene_majority_accuracy": None, "loss": None,
+         "gene_frequency_loss": None, "gene_mean_accuracy": None, "cell_majority_accuracy": None},
+    ],
+    "training_seconds": 12.5,
+}  # fmt: skip
+MASKED_GENES = """\
+Of the masked genes of held-out cells the model gets 0.512 right: -1.8 points against each gene's commonest bin in the \
+training cells (0.530), +11.2 points against its mean bin (0.400), ±0.0 points against the cell's commonest visible \
+bin (0.512), +1.2 points against the commonest bin of all (0.500). Its loss is 1.021; each gene's frequencies alone \
+have 1.100. Only expressed genes are masked: zeros never count.
+
+| Answer to a masked gene of a held-out cell | Accuracy | Loss |
+| --- | ---: | ---: |
+| scReformer-BERT | 0.512 | 1.021 |
+| Each gene's frequencies in the training cells, or its commonest bin | 0.530 | 1.100 |
+| Each gene's mean bin in the training cells | 0.400 | - |
+| The cell's commonest visible bin | 0.512 | - |
+| The commonest bin of all | 0.500 | - |
+
+| True bin | Masked genes | Accuracy | Accuracy, gene's commonest bin | Loss | Loss, gene's frequencies |
+| --- | ---: | ---: | ---: | ---: | ---: |
+| 1 | 27,874 | 0.980 | 0.940 | 0.350 | 0.440 |
+| 2 | 0 | - | - | - | - |
+"""
+
+
 def test_pretraining_joins_the_card(checkpoint: Path, tmp_path: Path, results: dict[str, dict[str, Any]]) -> None:
     folder = tmp_path / "pretrained"
     folder.mkdir()
     write_json(folder / "config.json", {"architectures": ["ScReformerForMaskedLM"]})
     write_json(folder / "training.json", {"task": "pretraining", "training": {"seed": 7, "max_steps": 300}})
-    write_json(folder / "metrics.json", {"held_out_masked_accuracy": 0.51234, "held_out_majority_bin_accuracy": 0.5})
+    write_json(folder / "metrics.json", PRETRAINING)
     text = write_model_card(checkpoint, results=results, pretraining=folder).read_text(encoding="utf-8")
     assert "| max_steps | 300 |" in text
-    assert "| held_out_masked_accuracy | 0.5123 |\n| held_out_majority_bin_accuracy | 0.5 |" in text
+    assert MASKED_GENES in text
+    assert "| training_seconds | 12.5 |" in text
+    assert text.count("held_out_") == text.count("held_out_loss") == 1  # the others not a second time
     assert "how that was pretrained" not in text
+
+
+def test_masked_genes_of_an_older_run_are_shown_as_far_as_they_were_measured(checkpoint: Path) -> None:
+    metrics = {"held_out_masked_accuracy": 0.51234, "held_out_majority_bin_accuracy": 0.5}
+    write_json(checkpoint / "metrics.json", metrics)
+    text = write_model_card(checkpoint).read_text(encoding="utf-8")
+    assert "| scReformer-BERT | 0.512 | - |\n| The commonest bin of all | 0.500 | - |" in text
+    assert "gets 0.512 right: +1.2 points against the commonest bin of all (0.500). Only expressed" in text
+    write_json(checkpoint / "metrics.json", {"held_out_masked_accuracy": 0.51234})
+    assert "masked genes" not in write_model_card(checkpoint).read_text(encoding="utf-8")
 
 
 def test_a_classifier_that_began_at_random_says_so(checkpoint: Path) -> None:

@@ -30,7 +30,7 @@ def corpus(tmp_path_factory):
         ("screformer.encoder.layers.0.attention.value.weight", 1),
         ("module.screformer.encoder.layers.11.feed_forward.2.bias", 12),
         ("base_model.model.screformer.encoder.layers.1.attention.value.lora_A.default.weight", 2),
-        ("classifier.dense_1.weight", 13),
+        ("classifier.convolution_path.dense_1.weight", 13),
         ("head.decoder.bias", 13),
     ],
 )
@@ -68,8 +68,8 @@ def test_rates_fall_with_depth_and_norms_and_biases_keep_no_weight_decay(corpus,
         assert group["weight_decay"] == found[0][name]["weight_decay"]
         assert group["betas"] == found[0][name]["betas"]
     assert found[1]["screformer.encoder.layers.0.attention_norm.weight"]["weight_decay"] == 0
-    assert found[1]["classifier.dense_1.bias"]["weight_decay"] == 0
-    assert found[1]["classifier.dense_1.weight"]["weight_decay"] == 0.05
+    assert found[1]["classifier.convolution_path.dense_1.bias"]["weight_decay"] == 0
+    assert found[1]["classifier.convolution_path.dense_1.weight"]["weight_decay"] == 0.05
     assert {group["lr"] for group in found[0].values()} == {0.1}
 
 

@@ -10,11 +10,11 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, TrainerCallback
 from screformer.modeling_screformer import ScReformerForMaskedLM
 from screformer.tokenization.corpus import open_corpus
 from screformer.train import pretrain as pretrain_module
-from screformer.train import training_run
 from screformer.train.arguments import ModelArguments, PretrainingArguments, PretrainingDataArguments
 from screformer.train.cell_dataset import CellDataset
 from screformer.train.collator import CellCollator
 from screformer.train.pretrain import main, pretrain
+from screformer.train.result_files import finite
 from screformer.train.training_run import CellTrainer, early_stopping
 
 NEW_MODEL = ModelArguments(config_overrides=TINY_MODEL)
@@ -53,6 +53,7 @@ def test_output_is_a_full_checkpoint(pretrained, corpus):
 def test_output_has_the_results_and_no_pickle(pretrained):
     names = {path.name for path in pretrained.output_dir.rglob("*")}
     assert {"metrics.json", "log_history.json", "training_curves.png", "training.json"} <= names
+    assert {"masked_genes.png", "resources.json", "resources.md"} <= names
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
     assert not [name for name in names if name.startswith("checkpoint-")]
 
@@ -77,6 +78,11 @@ def test_held_out_loss_falls_and_accuracy_stands_beside_the_commonest_bin(pretra
     # Which genes are high follows from the other genes, so the model can do better than one answer for all.
     assert metrics["held_out_masked_accuracy"] >= metrics["held_out_majority_bin_accuracy"] > 0
     assert metrics["held_out_majority_bin_share"] < 1
+    assert metrics["held_out_masked_accuracy"] >= metrics["held_out_gene_majority_accuracy"] > 0
+    assert metrics["held_out_masked_loss"] < metrics["held_out_gene_frequency_loss"]
+    by_bin = metrics["held_out_by_bin"]
+    assert [row["bin"] for row in by_bin] == [1, 2, 3, 4, 5]
+    assert sum(row["num_masked_genes"] for row in by_bin) == metrics["held_out_num_masked_genes"]
 
 
 def test_held_out_cells_are_never_trained_on_and_masked_the_same_every_time(corpus, tmp_path):
@@ -274,7 +280,7 @@ def test_refuses_overrides_that_are_no_field_of_the_config():
 
 
 def test_a_diverged_loss_is_null_in_json():
-    assert training_run._finite({"loss": [float("nan"), torch.tensor(1.5)], "name": "x"}) == {
+    assert finite({"loss": [float("nan"), torch.tensor(1.5)], "name": "x"}) == {
         "loss": [None, 1.5],
         "name": "x",
     }

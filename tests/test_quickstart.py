@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from html import unescape
 
 import anndata
 import numpy as np
@@ -73,6 +74,17 @@ def test_model_and_baselines_are_scored_on_the_same_cells(small_quickstart):
     gap = metrics["model"]["accuracy"] - metrics["logistic_regression"]["accuracy"]
     assert metrics["model_minus_logistic_regression"]["accuracy"] == pytest.approx(gap)
     assert metrics["verdict"] in (small_quickstart / "report.html").read_text(encoding="utf-8")
+
+
+def test_masked_genes_stand_beside_their_own_frequencies_everywhere(small_quickstart):
+    pretraining = read(small_quickstart / "metrics.json")["pretraining"]
+    for name in ("masked", "gene_majority", "gene_mean", "majority_bin"):
+        assert 0 < pretraining[f"held_out_{name}_accuracy"] < 1
+    share = f"{pretraining['held_out_gene_majority_accuracy']:.3f}"
+    for name in ("report.html", "checkpoint/README.md"):
+        assert f"commonest bin in the training cells ({share})" in unescape(
+            (small_quickstart / name).read_text(encoding="utf-8")
+        )
 
 
 def test_annotated_cells_are_the_new_ones_in_order_with_the_evaluations_labels(small_quickstart):

@@ -125,6 +125,21 @@ def test_the_page_begins_with_the_gap_to_logistic_regression(
     assert after_title.strip().startswith(headline)
 
 
+def test_pretraining_is_shown_beside_answers_that_need_no_model(tmp_path: Path, content: dict[str, Any]) -> None:
+    _, page = render(tmp_path, content)
+    assert "masked genes" not in page.text
+    content["pretraining"] = {
+        "held_out_masked_accuracy": 0.5,
+        "held_out_gene_majority_accuracy": 0.52,
+        "held_out_gene_mean_accuracy": 0.4,
+    }
+    _, page = render(tmp_path, content)
+    assert page.open == []
+    assert "Pretraining: masked genes" in page.text
+    assert "Each gene's mean bin in the training cells 0.400 -" in page.text
+    assert "-2.0 points against each gene's commonest bin in the training cells (0.520)" in page.text
+
+
 def test_without_logistic_regression_no_advantage_is_claimed(tmp_path: Path, content: dict[str, Any]) -> None:
     del content["results"]["logistic_regression"]
     _, page = render(tmp_path, content)

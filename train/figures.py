@@ -21,17 +21,23 @@ from screformer.train.result_files import written_aside
 # Okabe and Ito's palette (2008), told apart with every common colour vision; black closes it.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 LINE_STYLES = ("-", "--", ":", "-.")
+MARKERS = ("o", "s", "^", "D")
 RESOLUTION = 150
 FONT_SIZE = 10
 MAX_NAME_LENGTH = 32
 MAX_PRINTED_CLASSES = 30
 MAX_NAMED_CURVES, NUM_WORST_CURVES = 18, 12
+MASKED_GENE_ANSWERS = ("gene_majority_accuracy", "gene_mean_accuracy", "cell_majority_accuracy")
+SCORE_PANEL = "Score on held-out cells"
 SCORE_NAMES = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
     "macro_f1": "macro-F1",
     "masked_accuracy": "masked genes",
     "majority_bin_accuracy": "always the commonest bin",
+    "gene_majority_accuracy": "each gene's commonest bin",
+    "gene_mean_accuracy": "each gene's mean bin",
+    "cell_majority_accuracy": "the cell's commonest bin",
 }
 
 
@@ -110,12 +116,15 @@ def plot_roc_curves(
 def plot_training_curves(
     log_history: Sequence[Mapping[str, Any]], path: str | Path, *, title: str = "Training", scores: Sequence[str] = ()
 ) -> None:
-    """Draw the losses, and `scores` of the held-out cells in a second panel, against epochs.
+    """Draw the losses, `scores` of the held-out cells, learning rate and speed, a panel each, against epochs.
+
+    Panels without numbers in the history are left out.
 
     Parameters
     ----------
     log_history
-        Of the Trainer: entries with ``epoch`` and ``loss``, ``eval_loss`` or other ``eval_*`` numbers.
+        Of the Trainer: entries with ``epoch`` and ``loss``, ``learning_rate``, ``cells_per_second``, or ``eval_loss``
+        and other ``eval_*`` numbers.
     path
         PNG file to write.
     title
@@ -123,23 +132,52 @@ def plot_training_curves(
     scores
         Names without ``eval_``, for example ``("accuracy", "macro_f1")``; those that the history lacks are left out.
     """
-    scores = [score for score in scores if any(f"eval_{score}" in entry for entry in log_history)]
-    figure, first = _new_figure(9.6 if scores else 5.6, 4.0, num_panels=2 if scores else 1)
-    panels = figure.axes
-    for index, (key, name) in enumerate((("loss", "training"), ("eval_loss", "held-out cells"))):
-        _plot_history(first, log_history, key, name, index, has_markers=key != "loss")
-    first.set_ylabel("Cross-entropy loss")
-    for index, score in enumerate(scores):
-        _plot_history(panels[1], log_history, f"eval_{score}", SCORE_NAMES.get(score, score), index, has_markers=True)
-    if scores:
-        panels[1].set_ylabel("Score on held-out cells")
-        panels[1].set_ylim(top=1.0 if panels[1].get_ylim()[1] > 0.9 else None)
-    for axes in panels:
-        axes.set_xlabel("Epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panels = _history_panels(log_history, scores)
+    num_columns = min(2, len(panels))
+    num_rows = -(-len(panels) // num_columns)
+    figure, _ = _new_figure(1.6 + 4.0 * num_columns, 0.4 + 3.6 * num_rows, num_panels=len(panels), num_rows=num_rows)
+    for axes, (ylabel, curves) in zip(figure.axes, panels, strict=True):
+        for index, (key, name) in enumerate(curves.items()):
+            _plot_history(axes, log_history, key, name, index, has_markers=key.startswith("eval_"))
+        _finish_history(axes, ylabel)
+        if "cells_per_second" in curves:
+            axes.set_ylim(bottom=0)
+        if ylabel == SCORE_PANEL and axes.get_ylim()[1] > 0.9:
+            axes.set_ylim(top=1.0)
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+def plot_masked_genes(
+    by_bin: Sequence[Mapping[str, Any]], path: str | Path, *, title: str = "Masked genes of held-out cells"
+) -> None:
+    """Draw accuracy and loss at each true bin: the model's, and those of answers that need no model.
+
+    Parameters
+    ----------
+    by_bin
+        As `masked_gene_metrics.scores_by_bin` returns it; scores of None are gaps in the lines.
+    path
+        PNG file to write.
+    title
+        Headline.
+    """
+    panels = (
+        ("Accuracy", {"accuracy": "the model"} | {name: SCORE_NAMES[name] for name in MASKED_GENE_ANSWERS}),
+        ("Cross-entropy loss", {"loss": "the model", "gene_frequency_loss": "each gene's frequencies"}),
+    )  # fmt: skip
+    bins = [row["bin"] for row in by_bin]
+    figure, _ = _new_figure(max(9.6, 2.0 + 1.0 * len(bins)), 4.2, num_panels=len(panels))
+    for axes, (ylabel, curves) in zip(figure.axes, panels, strict=True):
+        for index, (key, name) in enumerate(curves.items()):
+            values = [np.nan if row[key] is None else row[key] for row in by_bin]
+            axes.plot(bins, values, label=name, **_line(index) | _mark(index))
+        axes.set_xticks(bins, [f"{row['bin']}\n{_short_count(row['num_masked_genes'])}" for row in by_bin])
+        axes.set_xlabel("True expression bin, and masked genes in it")
+        axes.set_ylabel(ylabel)
+        axes.set_ylim(bottom=0)
         axes.grid(color="0.9")
-        if axes.lines:
-            axes.legend(frameon=False)
+        axes.legend(frameon=False)
     figure.suptitle(title)
     _save(figure, path)
 
@@ -224,10 +262,11 @@ def plot_comparison(
     _save(figure, path)
 
 
-def _new_figure(width: float, height: float, *, num_panels: int = 1) -> tuple[Figure, Axes]:
+def _new_figure(width: float, height: float, *, num_panels: int = 1, num_rows: int = 1) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    panels = [figure.add_subplot(1, num_panels, number + 1) for number in range(num_panels)]
+    num_columns = -(-num_panels // num_rows)
+    panels = [figure.add_subplot(num_rows, num_columns, number + 1) for number in range(num_panels)]
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=FONT_SIZE)
@@ -242,6 +281,20 @@ def _print_counts(axes: Axes, matrix: npt.NDArray[np.int64], shares: npt.NDArray
         axes.text(column, row, text, ha="center", va="center", fontsize=size, color="white" if is_dark else "black")
 
 
+def _history_panels(
+    log_history: Sequence[Mapping[str, Any]], scores: Sequence[str]
+) -> list[tuple[str, dict[str, str]]]:
+    """Return what there is to draw: (label of the axis, key in the history -> name in the legend)."""
+    known = {key for entry in log_history for key in entry}
+    panels = [
+        ("Cross-entropy loss", {"loss": "training", "eval_loss": "held-out cells"}),
+        (SCORE_PANEL, {f"eval_{score}": SCORE_NAMES.get(score, score) for score in scores if f"eval_{score}" in known}),
+        ("Learning rate", {"learning_rate": "_nolegend_"}),
+        ("Training cells a second", {"cells_per_second": "_nolegend_"}),
+    ]
+    return [panels[0], *(panel for panel in panels[1:] if known & panel[1].keys())]
+
+
 def _plot_history(
     axes: Axes, log_history: Sequence[Mapping[str, Any]], key: str, name: str, index: int, *, has_markers: bool
 ) -> None:
@@ -251,10 +304,36 @@ def _plot_history(
         axes.plot(epochs, values, label=name, marker="o" if has_markers or len(points) == 1 else None, **_line(index))
 
 
+def _finish_history(axes: Axes, ylabel: str) -> None:
+    axes.set_xlabel("Epoch")
+    axes.set_ylabel(ylabel)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if axes.lines:
+        axes.set_xlim(left=0)
+    axes.grid(color="0.9")
+    num_named = sum(not str(line.get_label()).startswith("_") for line in axes.lines)
+    if num_named > 2:  # they would cover the lines
+        axes.legend(frameon=False, fontsize=FONT_SIZE - 1, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    elif num_named:
+        axes.legend(frameon=False)
+
+
 def _line(index: int) -> dict[str, Any]:
     colors = COLORS[:6]
     style = LINE_STYLES[index // len(colors) % len(LINE_STYLES)]
     return {"color": colors[index % len(colors)], "linestyle": style, "linewidth": 1.8}
+
+
+def _mark(index: int) -> dict[str, Any]:
+    """Return a line style and a marker, so that lines are told apart without their colours."""
+    return {"linestyle": LINE_STYLES[index % len(LINE_STYLES)], "marker": MARKERS[index % len(MARKERS)]}
+
+
+def _short_count(number: int) -> str:
+    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if number >= 10 * size:
+            return f"{number / size:,.0f}{unit}"
+    return f"{number:,}"
 
 
 def _fill(index: int) -> dict[str, Any]:

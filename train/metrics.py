@@ -1,4 +1,4 @@
-"""How good predicted cell types and predicted bins are, as numbers that fit into JSON (paper, section 2.4)."""
+"""How good predicted cell types are, as numbers that fit into JSON (paper, section 2.4)."""
 
 from __future__ import annotations
 
@@ -98,62 +98,6 @@ def keep_logits(logits: torch.Tensor | tuple[torch.Tensor, ...], labels: torch.T
     return logits[0] if isinstance(logits, tuple) else logits
 
 
-def keep_predicted_bins(logits: torch.Tensor | tuple[torch.Tensor, ...], labels: torch.Tensor) -> torch.Tensor:
-    """Return the most probable bin of each gene (B, L), -100 where nothing was masked."""
-    predicted = keep_logits(logits, labels).argmax(dim=-1)
-    return predicted.masked_fill(labels == IGNORED_LABEL, IGNORED_LABEL)
-
-
-class MaskedBinMetrics:
-    """Accuracy on masked genes beside that of always answering the commonest bin.
-
-    Made for ``TrainingArguments(batch_eval_metrics=True)``: it counts batch by batch, as the predictions of a whole
-    held-out set (cells x genes) would not fit into memory.
-
-    Parameters
-    ----------
-    num_bins
-        Number of expression bins.
-    """
-
-    def __init__(self, num_bins: int) -> None:
-        self.num_bins = num_bins
-        self._counts = np.zeros((num_bins, num_bins), dtype=np.int64)
-
-    def __call__(self, prediction: Any, *, compute_result: bool = True) -> dict[str, float]:
-        """Add a batch (predicted bins and labels, (B, L)); return the scores when `compute_result`, and start anew."""
-        labels, predicted = _to_numpy(prediction.label_ids), _to_numpy(prediction.predictions)
-        is_masked = labels != IGNORED_LABEL
-        np.add.at(self._counts, (labels[is_masked], predicted[is_masked]), 1)
-        if not compute_result:
-            return {}
-        counts, self._counts = self._counts, np.zeros_like(self._counts)
-        return masked_bin_scores(counts)
-
-
-def masked_bin_scores(counts: Int64Array) -> dict[str, float]:
-    """Return masked-gene scores from a table of counts (true bin, predicted bin).
-
-    ``masked_accuracy``; ``majority_bin_accuracy``, that of always answering the commonest true bin, without which the
-    first means nothing; ``majority_bin_share``, how often the model does answer it; ``num_masked_genes``.
-
-    Raises
-    ------
-    ValueError
-        Nothing was masked.
-    """
-    total = int(counts.sum())
-    if total == 0:
-        raise ValueError("counts hold no masked gene; give the collator a masked_fraction above 0")
-    majority = int(counts.sum(axis=1).argmax())
-    return {
-        "masked_accuracy": float(np.trace(counts) / total),
-        "majority_bin_accuracy": float(counts[majority].sum() / total),
-        "majority_bin_share": float(counts[:, majority].sum() / total),
-        "num_masked_genes": total,
-    }
-
-
 def _check_probabilities(truth: Int64Array, probabilities: FloatArray, label_names: Sequence[str]) -> FloatArray:
     """Return probabilities for every name, zero for the classes that the model does not know."""
     if probabilities.ndim != 2 or not len(truth) or len(probabilities) != len(truth):
@@ -209,7 +153,3 @@ def _roc_curve(is_positive: npt.NDArray[np.bool_], scores: FloatArray) -> dict[s
         "false_positive_rate": false_positive.tolist(),
         "true_positive_rate": true_positive.tolist(),
     }
-
-
-def _to_numpy(values: Any) -> Int64Array:  # Any: tensors in the evaluation loop, arrays elsewhere
-    return values.cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+from accelerate.utils import reduce
 
 from screformer.modeling_screformer import ScReformerForMaskedLM
 from screformer.tokenization.corpus import Corpus, open_corpus
@@ -20,12 +22,13 @@ from screformer.train.batch_size import fit_training_batch_size, longest_cell
 from screformer.train.cell_dataset import CellDataset
 from screformer.train.collator import CellCollator
 from screformer.train.corpus_columns import describe_corpus, read_column
-from screformer.train.metrics import MaskedBinMetrics, keep_predicted_bins
+from screformer.train.figures import MASKED_GENE_ANSWERS
+from screformer.train.masked_gene_metrics import count_gene_bins
+from screformer.train.masked_gene_trainer import MaskedGeneTrainer
 from screformer.train.splits import Int64Array, hold_out
 from screformer.train.starting_model import starting_model
 from screformer.train.trainable import choose_trainable
 from screformer.train.training_run import (
-    CellTrainer,
     TrainingResult,
     begin_run,
     describe_run,
@@ -54,8 +57,11 @@ def pretrain(
     that are the same in every epoch, selects the best epoch and decides when to stop. A run that was interrupted in
     `training.output_dir` is resumed; a finished one is returned as it is.
 
-    The result's metrics hold ``held_out_loss``, ``held_out_masked_accuracy`` and beside it
-    ``held_out_majority_bin_accuracy``, that of always answering the commonest bin.
+    The result's metrics hold ``held_out_loss``, ``held_out_masked_accuracy`` and beside it what needs no model:
+    ``held_out_majority_bin_accuracy`` (always the commonest bin), ``held_out_gene_majority_accuracy`` and
+    ``held_out_gene_mean_accuracy`` (each gene's commonest or mean bin in the training cells), and
+    ``held_out_gene_frequency_loss`` (the loss of each gene's bin frequencies); ``held_out_by_bin`` has them for each
+    true bin. See `screformer.train.masked_gene_metrics`.
 
     Raises
     ------
@@ -78,7 +84,7 @@ def pretrain(
         {**record, **batch},
         checkpoint=begun,
         held_out_name="held_out",
-        scores=("masked_accuracy", "majority_bin_accuracy"),
+        scores=("masked_accuracy", *MASKED_GENE_ANSWERS, "majority_bin_accuracy"),
         corpus=corpus,
         used_rows=np.concatenate(_split_cells(corpus, data, training.seed)),
     )
@@ -102,8 +108,9 @@ def _split_cells(corpus: Corpus, data: PretrainingDataArguments, seed: int) -> t
 
 def _make_trainer(
     model: ScReformerForMaskedLM, corpus: Corpus, data: PretrainingDataArguments, training: PretrainingArguments
-) -> CellTrainer:
+) -> MaskedGeneTrainer:
     kept, held_out = _split_cells(corpus, data, training.seed)
+    cells = CellDataset(corpus, kept)
 
     def collator(*, deterministic: bool) -> CellCollator:
         return CellCollator.from_config(
@@ -115,18 +122,30 @@ def _make_trainer(
             deterministic=deterministic,
         )
 
-    return CellTrainer(
+    return MaskedGeneTrainer(
         model=model,
         args=training,
-        train_dataset=CellDataset(corpus, kept),
+        train_dataset=cells,
         eval_dataset=CellDataset(corpus, held_out),
         data_collator=collator(deterministic=False),
         eval_data_collator=collator(deterministic=True),
         processing_class=corpus.tokenizer(),
-        compute_metrics=MaskedBinMetrics(model.config.num_bins),
-        preprocess_logits_for_metrics=keep_predicted_bins,
+        gene_bin_counts=_count_gene_bins(cells, model, training),
         callbacks=early_stopping(training),
     )
+
+
+def _count_gene_bins(cells: CellDataset, model: ScReformerForMaskedLM, training: PretrainingArguments) -> Int64Array:
+    """Return the table of all training cells, of which every process has counted its share."""
+    counts = count_gene_bins(
+        cells,
+        num_genes=model.config.num_genes,
+        num_bins=model.config.num_bins,
+        process=training.process_index,
+        num_processes=training.world_size,
+        show_progress=not training.disable_tqdm and training.process_index == 0,
+    )
+    return reduce(torch.from_numpy(counts).to(training.device), reduction="sum").cpu().numpy()
 
 
 def _rows_to_learn_from(corpus: Corpus, data: PretrainingDataArguments) -> Int64Array:

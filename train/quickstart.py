@@ -131,7 +131,7 @@ def quickstart(
             data_sources=[PANCREAS],
             pretraining=pretrained.output_dir,
         )
-        _report(folder, results, test_donor, stages.seconds)
+        _report(folder, metrics, results, stages.seconds)
     return QuickstartResult(folder, metrics, stages.seconds)
 
 
@@ -240,9 +240,11 @@ def _metrics(results: dict[str, dict[str, Any]], pretraining: dict[str, Any], te
     }
 
 
-def _report(folder: Path, results: dict[str, dict[str, Any]], test_donor: str, stage_seconds: dict[str, float]) -> None:
+def _report(
+    folder: Path, metrics: dict[str, Any], results: dict[str, dict[str, Any]], stage_seconds: dict[str, float]
+) -> None:
     """Write ``report.html`` with its figures."""
-    checkpoint = folder / "checkpoint"
+    checkpoint, test_donor = folder / "checkpoint", metrics["test_donor"]
     scores = {row_title(name): {key: float(row[key]) for key in METRIC_TITLES} for name, row in ordered_rows(results)}
     plot_comparison(scores, folder / "comparison.png", title=f"Donor {test_donor}, never seen in training")
     splits = read_json(checkpoint / "splits.json")
@@ -265,12 +267,17 @@ def _report(folder: Path, results: dict[str, dict[str, Any]], test_donor: str, s
         ReportFigure(
             checkpoint / "training_curves.png",
             "Fine-tuning: training loss drops half of each cell's genes, validation loss does not.",
-            "Training and validation loss, and validation accuracy and macro-F1, by epoch.",
+            "Losses, validation accuracy and macro-F1, learning rate and cells a second, by epoch.",
         ),
         ReportFigure(
             folder / "pretrained" / "training_curves.png",
-            "Pretraining: the loss of predicting masked bins, and accuracy beside always answering the commonest bin.",
-            "Training and held-out loss, and masked accuracy, by epoch.",
+            "Pretraining: the loss of predicting masked bins, and accuracy beside that of answers that need no model.",
+            "Training and held-out loss, masked accuracy, learning rate and cells a second, by epoch.",
+        ),
+        ReportFigure(
+            folder / "pretrained" / "masked_genes.png",
+            "Masked genes by how strongly they are expressed: the model beside each gene's own frequencies.",
+            "Accuracy and loss at each true expression bin; the numbers are in pretrained/metrics.json.",
         ),
         ReportFigure(
             checkpoint / "cell_types.png",
@@ -291,9 +298,11 @@ def _report(folder: Path, results: dict[str, dict[str, Any]], test_donor: str, s
             },
             environment={"seed": SEED, **software_versions()},
             stage_seconds=stage_seconds,
-            figures=figures,
+            # A pretraining that an earlier release has finished lacks the newer ones.
+            figures=[figure for figure in figures if Path(figure.path).exists()],
             limitations=list(limitations(results, read_checkpoint(checkpoint))),
             next_commands=_next_commands(folder),
+            pretraining=metrics["pretraining"],
         ),
     )
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -49,6 +50,17 @@ def write_json(path: str | Path, value: Any) -> None:  # Any: whatever JSON hold
 def read_json(path: str | Path) -> Any:
     """Return the content of a JSON file."""
     return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def finite(value: Any) -> Any:  # Any: JSON, and numbers of torch
+    """Return `value` with None for NaN and infinity, which JSON does not know (a diverged run has them)."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    if hasattr(value, "item"):  # a tensor of one number; this module does not wait for torch
+        return finite(value.item())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def software_versions() -> dict[str, str]:

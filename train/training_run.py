@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -17,24 +16,31 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, Trainer, enable_full_determinism, set_seed
+from transformers import EarlyStoppingCallback, enable_full_determinism, set_seed
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint, seed_worker
 
 from screformer.tokenization.corpus import Corpus
 from screformer.train.arguments import ScReformerTrainingArguments
 from screformer.train.cell_dataset import CellDataset
 from screformer.train.collator import CellCollator
-from screformer.train.figures import plot_training_curves
 from screformer.train.lora import ADAPTER_FOLDER, check_not_sharded, has_adapters, merge_adapters
 from screformer.train.parameter_groups import slow_lower_layers
-from screformer.train.result_files import read_json, software_versions, write_json
+from screformer.train.resources import RESOURCE_FILES, write_resources
+from screformer.train.result_files import finite, read_json, software_versions, write_json
 from screformer.train.sampler import CellBatchSampler, Rank
 from screformer.train.seen_cells import SEEN_FILES, record_seen_cells
+from screformer.train.telemetry import (
+    CURVES_FILE,
+    HISTORY_FILE,
+    HistoryWriter,
+    MeasuredTrainer,
+    check_report_to,
+    remove_event_files,
+)
 
 logger = logging.getLogger(__name__)
 
-RECORD_FILE, METRICS_FILE, HISTORY_FILE = "training.json", "metrics.json", "log_history.json"
-CURVES_FILE = "training_curves.png"
+RECORD_FILE, METRICS_FILE, BY_BIN_FIGURE = "training.json", "metrics.json", "masked_genes.png"
 # Settings that change what is learned; the others (logging, workers, devices) may differ when a run is resumed.
 DEFINING_SETTINGS = (
     "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
@@ -53,7 +59,7 @@ class TrainingResult(NamedTuple):
     metrics: dict[str, Any]
 
 
-class CellTrainer(Trainer):
+class CellTrainer(MeasuredTrainer):
     """The Trainer with block-shuffled cells, and a second collator for evaluation: the same masks every time.
 
     Cells of a `CellDataset` are block-shuffled (`train_sampling_strategy` ``"random"``), and in batches of similar
@@ -142,6 +148,10 @@ class CellTrainer(Trainer):
         finally:
             self.data_collator = training_collator
 
+    def describe_evaluation(self, folder: Path) -> dict[str, Any]:
+        """Return what the last evaluation found beside numbers, for metrics.json; figures of it go to `folder`."""
+        return {}
+
 
 def describe_run(
     task: str, training: ScReformerTrainingArguments, corpus: Mapping[str, Any], **arguments: Any
@@ -166,6 +176,7 @@ def begin_run(training: ScReformerTrainingArguments, record: Mapping[str, Any]) 
         The folder holds a run with other settings; the message names them and how to start over.
     """
     assert training.output_dir is not None
+    check_report_to(training)
     folder = Path(training.output_dir)
     # The other processes of a distributed run wait here, and then see what the first has left.
     with training.main_process_first(local=False, desc="preparing the output folder"):
@@ -218,8 +229,9 @@ def train_and_save(
     """Train, keep the best model, and write everything that belongs to it.
 
     The output folder then holds the checkpoint (model, tokenizer, code), ``metrics.json``, ``log_history.json``,
-    ``training_curves.png``, ``training.json`` and ``seen_cells.npy``; the Trainer's own ``checkpoint-*`` folders are
-    removed unless `keep_checkpoints` was asked for.
+    ``training_curves.png``, ``resources.json`` and ``resources.md``, ``training.json`` and ``seen_cells.npy``; the
+    Trainer's own ``checkpoint-*`` folders are removed unless `keep_checkpoints` was asked for. History and curves are
+    there from the first evaluation on.
 
     Parameters
     ----------
@@ -239,11 +251,14 @@ def train_and_save(
     training: ScReformerTrainingArguments = trainer.args
     folder = Path(str(training.output_dir))
     check_not_sharded(trainer)
+    history = HistoryWriter(folder, title=str(record["task"]).capitalize(), scores=scores)
+    trainer.add_callback(history)
     outcome = trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.batch_sampler is not None and trainer.batch_sampler.padding.num_tokens:
         logger.info("%.1f%% of the tokens of training were padding", 100 * trainer.batch_sampler.padding.share)
-    log_history = _finite(trainer.state.log_history)
+    log_history = list(trainer.state.log_history)
     evaluation = trainer.evaluate()
+    evaluation |= {f"eval_{name}": value for name, value in trainer.describe_evaluation(folder).items()}
     metrics = {
         **{
             f"{held_out_name}_{name.removeprefix('eval_')}": value
@@ -254,7 +269,7 @@ def train_and_save(
         "epochs": trainer.state.epoch,
         "steps": trainer.state.global_step,
         "best_step": trainer.state.best_global_step,
-        "training_seconds": outcome.metrics["train_runtime"],
+        "training_seconds": trainer.telemetry.usage().seconds,
     }
     if has_adapters(trainer.model):
         merge_adapters(trainer, folder / ADAPTER_FOLDER)
@@ -262,14 +277,14 @@ def train_and_save(
     if trainer.is_world_process_zero():
         # A pickle of the arguments; training.json has them as text.
         (folder / "training_args.bin").unlink(missing_ok=True)
-        write_json(folder / HISTORY_FILE, log_history)
-        plot_training_curves(log_history, folder / CURVES_FILE, title=str(record["task"]).capitalize(), scores=scores)
-        write_json(folder / METRICS_FILE, _finite(metrics))
+        history.write(log_history)
+        write_resources(folder, trainer, task=record["task"])
+        write_json(folder / METRICS_FILE, finite(metrics))
         record_seen_cells(folder, corpus, used_rows, checkpoint=record["model"]["checkpoint"])
         write_json(folder / RECORD_FILE, {**record, "state": "finished"})
         if not training.keep_checkpoints:
             _remove_checkpoints(folder)
-    return TrainingResult(folder, _finite(metrics))
+    return TrainingResult(folder, finite(metrics))
 
 
 def log_to_console(training: ScReformerTrainingArguments) -> None:
@@ -304,8 +319,10 @@ def _refuse_other_settings(folder: Path, earlier: Mapping[str, Any], record: Map
 def _remove_run(folder: Path) -> None:
     _remove_checkpoints(folder)
     shutil.rmtree(folder / ADAPTER_FOLDER, ignore_errors=True)
-    for name in (RECORD_FILE, METRICS_FILE, HISTORY_FILE, CURVES_FILE, *SEEN_FILES, "model.safetensors"):
+    results = (METRICS_FILE, HISTORY_FILE, CURVES_FILE, BY_BIN_FIGURE, *RESOURCE_FILES, *SEEN_FILES)
+    for name in (RECORD_FILE, *results, "model.safetensors"):
         (folder / name).unlink(missing_ok=True)
+    remove_event_files(folder)
 
 
 def _remove_checkpoints(folder: Path) -> None:
@@ -314,14 +331,3 @@ def _remove_checkpoints(folder: Path) -> None:
         if (checkpoint / "trainer_state.json").exists():
             logger.info("deleting %s", checkpoint)
             shutil.rmtree(checkpoint)
-
-
-def _finite(value: Any) -> Any:  # Any: JSON
-    """Return `value` with None for NaN and infinity, which JSON does not know (a diverged run has them)."""
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    if isinstance(value, torch.Tensor):
-        return _finite(value.item())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
