@@ -91,7 +91,12 @@ class ConvolutionPath(nn.Module):
 
 
 class PooledPath(nn.Module):
-    """Mean and maximum over the expressed genes, then two linear layers."""
+    """Mean and maximum over the expressed genes, then two linear layers.
+
+    Over hundreds of genes the means of any two cells are nearly the same: `start` centres and scales them by those of
+    some cells, without which nothing is learned in thousands of steps. It happens once, not in every batch, so that no
+    cell's result depends on its neighbours.
+    """
 
     def __init__(self, config: ScReformerConfig) -> None:
         super().__init__()
@@ -101,15 +106,30 @@ class PooledPath(nn.Module):
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.dense = _start_with(BEFORE_RELU, nn.Linear(2 * config.hidden_size, width))
         self.output = nn.Linear(width, config.num_labels)
+        self.register_buffer("center", torch.zeros(2 * config.hidden_size))
+        self.register_buffer("scale", torch.ones(2 * config.hidden_size))
+        self.center: Tensor
+        self.scale: Tensor
 
     def forward(self, cells: EncodedCells) -> Tensor:
-        """Return logits (B, num_labels); a cell without expressed genes is read as zeros."""
+        """Return logits (B, num_labels)."""
+        pooled = (self.pool(cells) - self.center) * self.scale
+        return self.output(self.dropout(self.activation(self.dense(self.dropout(pooled)))))
+
+    def pool(self, cells: EncodedCells) -> Tensor:
+        """Return means and maxima (B, 2 hidden); zeros for a cell without expressed genes."""
         genes, is_expressed = self.norm(cells.hidden_states), cells.is_expressed.unsqueeze(-1)
         number = is_expressed.sum(dim=1)
         mean = (genes * is_expressed).sum(dim=1) / number.clamp(min=1)
         highest = genes.masked_fill(~is_expressed, -torch.inf).amax(dim=1).masked_fill(number == 0, 0.0)
-        hidden = self.activation(self.dense(self.dropout(torch.cat([mean, highest], dim=-1))))
-        return self.output(self.dropout(hidden))
+        return torch.cat([mean, highest], dim=-1)
+
+    @torch.no_grad()
+    def start(self, pooled: Tensor) -> None:
+        """Centre and scale by what `pool` gives for some cells, (cells, 2 hidden); what does not vary stays as it is."""
+        spread = pooled.std(dim=0)
+        self.center.copy_(pooled.mean(dim=0))
+        self.scale.copy_(torch.where(spread > 1e-6, 1 / spread.clamp(min=1e-6), torch.ones_like(spread)))
 
 
 class LinearPath(nn.Module):

@@ -1,6 +1,7 @@
 """scReformer-BERT (Li et al. 2025): embeddings, reversible LSH encoder, heads for masked bins and for cell types."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from transformers.modeling_outputs import MaskedLMOutput, ModelOutput, SequenceC
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
-from .cell_classifier import NO_EXPRESSION, EncodedCells, ScReformerClassificationHead
+from .cell_classifier import NO_EXPRESSION, EncodedCells, PooledPath, ScReformerClassificationHead
 from .configuration_screformer import ScReformerConfig
 from .lsh_attention import draw_rotations, exact_attention, lsh_attention, lsh_order
 from .reversible import ReversibleSequence, Streams
@@ -166,6 +167,9 @@ class ScReformerPreTrainedModel(PreTrainedModel):
             init.copy_(module.positions, sinusoidal_positions(*module.positions.shape))
         elif isinstance(module, ScReformerAttention):
             init.copy_(module.rotations, module.draw_rotations())
+        elif isinstance(module, PooledPath):
+            init.zeros_(module.center)
+            init.ones_(module.scale)
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Module:
         """Return the bin embeddings; their number is part of the configuration, so that another one is a ValueError."""
@@ -487,6 +491,27 @@ class ScReformerForCellClassification(ScReformerPreTrainedModel):
             raise ValueError(f"classifier_paths got {paths}; add 'linear' to have a linear path to start.")
         bins = self.get_input_embeddings().weight[: self.config.num_bins]
         self.classifier.linear_path.start(bins, weight, bias)
+
+    @torch.no_grad()
+    def pool_cells(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return what the classifier's pooled path reads of a batch, (B, 2 hidden), before it is centred and scaled.
+
+        Parameters
+        ----------
+        batch
+            ``input_ids``, and ``gene_ids`` and ``attention_mask`` if there are any.
+
+        Raises
+        ------
+        ValueError
+            The configuration's `classifier_paths` have no "pooled".
+        """
+        if self.classifier.pooled_path is None:
+            paths = self.config.classifier_paths
+            raise ValueError(f"classifier_paths got {paths}; add 'pooled' to have a pooled path.")
+        tokens = batch["input_ids"], batch.get("gene_ids"), batch.get("attention_mask")
+        states = self.screformer(*tokens, return_dict=True).last_hidden_state
+        return self.classifier.pooled_path.pool(self._encoded_cells(states, *tokens, None))
 
     def _encoded_cells(
         self,
