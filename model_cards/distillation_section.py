@@ -24,8 +24,8 @@ def distillation_paragraphs(checkpoint: Checkpoint) -> Iterator[str]:
     teacher = checkpoint.training["teacher"]
     yield (
         f"It was distilled from {format_value(teacher['name'])} ({format_value(teacher['num_parameters'])} parameters; "
-        f"SHA-256 of its weights {plain(teacher['weights_sha256'])}), as Hinton et al. 2015 do it: of the loss, a share "
-        f"of {format_value(teacher['teacher_weight'])} was the divergence from the teacher's probabilities at "
+        f"SHA-256 of its weights {plain(teacher['weights_sha256'])}), as Hinton et al. 2015 do it: of the loss, a "
+        f"share of {format_value(teacher['teacher_weight'])} was the divergence from the teacher's probabilities at "
         f"temperature {format_value(teacher['temperature'])}, the rest cross-entropy on the labels. The teacher's own "
         f"training is in its card."
     )
