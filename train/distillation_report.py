@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from screformer.model_cards.markdown import plain, table
-from screformer.modeling_screformer import ScReformerForCellClassification
+from screformer.modeling_screformer import ScReformerForCellClassification, ScReformerPreTrainedModel
 from screformer.tokenization.corpus import Corpus
 from screformer.train.arguments import ScReformerTrainingArguments
 from screformer.train.cell_dataset import CellDataset
@@ -87,40 +87,15 @@ def report_distillation(
     training
         For the device and the batch size.
     """
-    batch_size = training.per_device_eval_batch_size
-    models = {
-        name: ScReformerForCellClassification.from_pretrained(checkpoint).to(training.device)
-        for name, checkpoint in contest.models.items()
-    }
-    inferences = {
-        name: BatchInference(model, "logits", batch_size=batch_size, gene_space=contest.gene_space_of(name))
-        for name, model in models.items()
-    }
-    logits = {name: run(CellDataset(corpus, rows)) for name, run in inferences.items() if name != TEACHER}
-    logits[TEACHER] = teacher_logits.of(rows)
-    seconds = _time_in_turn(inferences, CellDataset(corpus, rows[:TIMED_CELLS]))
-    num_timed = min(len(rows), TIMED_CELLS)
-    taught = logits[TEACHER].argmax(axis=-1)
-    described = {
-        name: {
-            "checkpoint": checkpoint,
-            "weights_sha256": hash_weights(checkpoint),
-            **_describe_size(models[name]),
-            "gene_space": inferences[name].gene_space,
-            **student_scores(logits[name].argmax(axis=-1), class_ids, taught),
-            "cells_per_second": num_timed / float(np.median(seconds[name])),
-            "seconds": seconds[name],
-        }
-        for name, checkpoint in contest.models.items()
-    }
+    described = _measure(contest, corpus, rows, class_ids, teacher_logits, training)
     report = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "part": "validation",
         "num_cells": len(rows),
         "num_labelled_cells": int((class_ids != NO_CLASS).sum()),
         "timing": {
-            "num_cells": num_timed,
-            "batch_size": batch_size,
+            "num_cells": min(len(rows), TIMED_CELLS),
+            "batch_size": training.per_device_eval_batch_size,
             "rounds": TIMED_ROUNDS,
             "device": str(training.device),
             "threads": torch.get_num_threads(),
@@ -131,6 +106,40 @@ def report_distillation(
     }
     _write(Path(folder), report)
     return report
+
+
+def _measure(
+    contest: Contest,
+    corpus: Corpus,
+    rows: Int64Array,
+    class_ids: Int64Array,
+    teacher_logits: TeacherLogits,
+    training: ScReformerTrainingArguments,
+) -> dict[str, Facts]:
+    """Return size, scores and speed of each model."""
+    inferences = {}
+    for name, checkpoint in contest.models.items():
+        model = ScReformerForCellClassification.from_pretrained(checkpoint).to(training.device)
+        inferences[name] = BatchInference(
+            model, "logits", batch_size=training.per_device_eval_batch_size, gene_space=contest.gene_space_of(name)
+        )
+    logits = {name: run(CellDataset(corpus, rows)) for name, run in inferences.items() if name != TEACHER}
+    logits[TEACHER] = teacher_logits.of(rows)
+    taught = logits[TEACHER].argmax(axis=-1)
+    timed = CellDataset(corpus, rows[:TIMED_CELLS])
+    seconds = _time_in_turn(inferences, timed)
+    return {
+        name: {
+            "checkpoint": checkpoint,
+            "weights_sha256": hash_weights(checkpoint),
+            **_describe_size(inferences[name].model),
+            "gene_space": inferences[name].gene_space,
+            **student_scores(logits[name].argmax(axis=-1), class_ids, taught),
+            "cells_per_second": len(timed) / float(np.median(seconds[name])),
+            "seconds": seconds[name],
+        }
+        for name, checkpoint in contest.models.items()
+    }
 
 
 def _time_in_turn(inferences: Mapping[str, BatchInference], cells: CellDataset) -> dict[str, list[float]]:
@@ -145,7 +154,7 @@ def _time_in_turn(inferences: Mapping[str, BatchInference], cells: CellDataset) 
     return seconds
 
 
-def _describe_size(model: ScReformerForCellClassification) -> Facts:
+def _describe_size(model: ScReformerPreTrainedModel) -> Facts:
     config = model.config
     return {
         "hidden_size": config.hidden_size,
