@@ -21,6 +21,7 @@ from screformer.model_cards.comparison import (
     row_title,
     untested_classes,
 )
+from screformer.model_cards.distillation_section import DISTILLATION, distillation_paragraphs, is_distilled
 from screformer.model_cards.markdown import flat_rows, format_share, format_value, join_names, plain, table
 from screformer.model_cards.masked_genes import (
     BIN_COLUMNS,
@@ -76,7 +77,8 @@ def training_procedure_section(checkpoint: Checkpoint, pretraining: str | Path |
     """Return settings and outcome of the run, and of the pretraining that it began from."""
     paragraphs = [] if pretraining is None else _run(read_checkpoint(pretraining))
     paragraphs += _run(checkpoint)
-    if pretraining is None and checkpoint.training.get("task") == "fine-tuning":
+    paragraphs += distillation_paragraphs(checkpoint)
+    if pretraining is None and checkpoint.training.get("task") in ("fine-tuning", DISTILLATION):
         start = checkpoint.training.get("model", {}).get("checkpoint")
         paragraphs.append(
             "There was no pretraining: the weights began at random."
@@ -179,7 +181,10 @@ def limitations(results: Results | None, checkpoint: Checkpoint) -> Iterable[str
     """Give one sentence a limitation, as plain text, those first that follow from the records."""
     splits, seed = checkpoint.splits, checkpoint.training.get("training", {}).get("seed")
     if "num_cells" in splits:
-        yield f"Trained on {format_value(splits['num_cells']['train'])} labelled cells: all it has seen of these types."
+        unlabelled = len(splits.get("unlabelled_train", ()))
+        more = f" and {format_value(unlabelled)} without a label" if unlabelled else ""
+        size = format_value(splits["num_cells"]["train"])
+        yield f"Trained on {size} labelled cells{more}: all it has seen of these types."
     groups, column = splits.get("test_groups") or [], splits.get("group_column")
     if len(groups) == 1:
         yield f"Tested on one {column} only ({groups[0]}): how scores differ from one to another is open."
@@ -195,6 +200,8 @@ def limitations(results: Results | None, checkpoint: Checkpoint) -> Iterable[str
             "never seen, a doublet or debris."
         )
         yield "The labels are those of the data's authors; their errors and their granularity are learned with them."
+    if is_distilled(checkpoint):
+        yield "It imitates another model: what that one gets wrong, it has learned to get wrong."
 
 
 def _measured_limitations(results: Results) -> Iterable[str]:

@@ -126,7 +126,7 @@ class PooledPath(nn.Module):
 
     @torch.no_grad()
     def start(self, pooled: Tensor) -> None:
-        """Centre and scale by what `pool` gives for some cells, (cells, 2 hidden); what does not vary stays as it is."""
+        """Centre and scale by what `pool` gives for some cells, (cells, 2 hidden); what does not vary is not scaled."""
         spread = pooled.std(dim=0)
         self.center.copy_(pooled.mean(dim=0))
         self.scale.copy_(torch.where(spread > 1e-6, 1 / spread.clamp(min=1e-6), torch.ones_like(spread)))

@@ -247,6 +247,12 @@ def finetune(context: typer.Context) -> None:
 
 
 @app.command(context_settings=TRAINER_COMMAND, add_help_option=False)
+def distill(context: typer.Context) -> None:
+    """Let a fine-tuned model teach a smaller one. Example: screformer distill --teacher finetuned --corpus corpus"""
+    _hand_over("train.distill", context)
+
+
+@app.command(context_settings=TRAINER_COMMAND, add_help_option=False)
 def evaluate(context: typer.Context) -> None:
     """Test a fine-tuned checkpoint. Example: screformer evaluate finetuned corpus --output evaluation"""
     _hand_over("train.evaluate", context)

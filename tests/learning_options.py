@@ -9,6 +9,7 @@ from screformer.modeling_screformer import ScReformerForCellClassification
 from screformer.tokenization.corpus import open_corpus
 from screformer.train import finetune as finetune_module
 from screformer.train.arguments import FineTuningArguments, FineTuningDataArguments, ModelArguments
+from screformer.train.labelled_cells import split_labelled_cells
 from screformer.train.starting_model import starting_model
 from screformer.train.trainable import choose_trainable
 from screformer.train.training_run import early_stopping
@@ -54,7 +55,7 @@ def one_step(output, **overrides):
 def make_classifier_trainer(corpus_folder, training, **model):
     """Return the trainer that fine-tuning makes, of a model with the same weights every time."""
     corpus, data = open_corpus(corpus_folder), FineTuningDataArguments(corpus=corpus_folder)
-    cells = finetune_module._split_labelled_cells(corpus, data, seed=0)
+    cells = split_labelled_cells(corpus, data, seed=0)
     torch.manual_seed(0)
     arguments = ModelArguments(**{"config_overrides": MODEL, **model})
     started = starting_model(

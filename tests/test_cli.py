@@ -5,7 +5,7 @@ from typer.testing import CliRunner
 from screformer import __version__
 from screformer.cli import app
 
-COMMANDS = ("quickstart", "inspect", "corpus", "pretrain", "finetune", "evaluate", "annotate", "embed")
+COMMANDS = ("quickstart", "inspect", "corpus", "pretrain", "finetune", "distill", "evaluate", "annotate", "embed")
 
 
 def run(*arguments):

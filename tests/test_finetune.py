@@ -16,6 +16,7 @@ from screformer.train.arguments import FineTuningArguments, FineTuningDataArgume
 from screformer.train.collator import CellCollator
 from screformer.train.corpus_columns import name_cells
 from screformer.train.finetune import finetune, main
+from screformer.train.labelled_cells import split_labelled_cells
 from screformer.train.starting_model import starting_model
 from screformer.train.training_run import CellTrainer
 
@@ -139,7 +140,7 @@ def test_validation_cells_of_a_label_that_training_lacks_are_left_out_with_a_war
 
 def test_gene_dropout_reaches_training_cells_only(corpus, tmp_path):
     opened, data = open_corpus(corpus), FineTuningDataArguments(corpus=corpus, gene_dropout=0.4)
-    cells = finetune_module._split_labelled_cells(opened, data, 0)
+    cells = split_labelled_cells(opened, data, 0)
     model = starting_model(
         ScReformerForCellClassification, opened.tokenizer(), NEW_MODEL, label_names=["alpha", "beta"]
     )

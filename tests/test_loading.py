@@ -56,6 +56,7 @@ SAVED_CLASSES = {
     "cells": ScReformerForCellClassification,
 }
 MODEL_FILES = {
+    "cell_classifier.py",
     "configuration_screformer.py",
     "lsh_attention.py",
     "lsh_attention_blocked.py",

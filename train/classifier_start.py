@@ -16,10 +16,13 @@ from screformer.configuration_screformer import CLASSIFIER_PATHS
 from screformer.modeling_screformer import ScReformerForCellClassification
 from screformer.tokenization.corpus import Corpus
 from screformer.train.cell_dataset import CellDataset
+from screformer.train.collator import CellCollator
+from screformer.train.labelled_cells import LabelledCells
 
 logger = logging.getLogger(__name__)
 
 CELLS_AT_ONCE = 4096
+POOLED_CELLS, POOLED_AT_ONCE = 256, 8
 MAX_CELLS = 20_000  # a regression learns little more from more cells, and takes minutes
 
 
@@ -32,8 +35,8 @@ class ClassifierArguments:
     classifier_paths: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Paths whose logits are added up: convolution (the paper's), pooled (mean and maximum of the genes' "
-            "vectors), linear (each gene's bin). Default: the checkpoint's, or convolution."
+            "help": "Paths whose logits are added up: convolution (the paper's), pooled (mean and maximum of the "
+            "genes' vectors), linear (each gene's bin). Default: the checkpoint's, or convolution."
         },
     )
     linear_start: Literal["zeros", "logistic_regression"] = field(
@@ -59,6 +62,44 @@ class ClassifierArguments:
     def config_values(self) -> dict[str, Any]:  # Any: a field's value
         """Fields of the model's config."""
         return {"classifier_paths": list(self.classifier_paths)} if self.classifier_paths else {}
+
+
+def start_classifier(
+    model: ScReformerForCellClassification,
+    arguments: ClassifierArguments,
+    corpus: Corpus,
+    cells: LabelledCells,
+    *,
+    seed: int,
+) -> dict[str, Any]:  # Any: JSON
+    """Give the pooled and the linear path of a classifier their start from the training cells, and describe it.
+
+    A path that came with the checkpoint for the same labels is started anew as well.
+    """
+    rows = cells.rows[cells.split.train]
+    facts: dict[str, Any] = {}
+    if model.classifier.pooled_path is not None:
+        chosen = np.sort(np.random.default_rng(seed).permutation(rows)[:POOLED_CELLS])
+        model.classifier.pooled_path.start(_pool(model, CellDataset(corpus, chosen)))
+        facts["pooled_start"] = {"num_cells": len(chosen)}
+    if model.classifier.linear_path is not None:
+        if arguments.linear_start == "logistic_regression":
+            groups = None if cells.groups is None else cells.groups[cells.split.train]
+            labels = cells.labels[cells.split.train]
+            facts["linear_start"] = start_linear_path(model, corpus, rows, labels, groups=groups, seed=seed)
+        else:
+            model.start_linear_path()
+    return facts
+
+
+def _pool(model: ScReformerForCellClassification, cells: CellDataset) -> torch.Tensor:
+    collate, was_training = CellCollator.from_config(model.config), model.training
+    model.eval()
+    firsts = range(0, len(cells), POOLED_AT_ONCE)
+    batches = [cells.__getitems__(list(range(first, min(first + POOLED_AT_ONCE, len(cells))))) for first in firsts]
+    pooled = torch.cat([model.pool_cells(collate(batch)) for batch in batches])
+    model.train(was_training)
+    return pooled
 
 
 def start_linear_path(

@@ -262,6 +262,35 @@ def plot_comparison(
     _save(figure, path)
 
 
+def plot_bars(panels: Mapping[str, Mapping[str, float]], path: str | Path, *, title: str = "Comparison") -> None:
+    """Draw one panel a quantity, each with its own scale from 0, and in it a bar a model with its value.
+
+    Parameters
+    ----------
+    panels
+        Quantity -> model -> number, at least 0.
+    path
+        PNG file to write.
+    title
+        Headline.
+    """
+    num_models = max(map(len, panels.values()))
+    figure, first = _new_figure(2.9 * len(panels) + 1.0, 1.6 + 0.4 * num_models, num_panels=len(panels))
+    for axes, (quantity, values) in zip(figure.axes, panels.items(), strict=True):
+        names, numbers = list(values), list(values.values())
+        axes.barh(range(len(names)), numbers, color=[COLORS[index % len(COLORS)] for index in range(len(names))])
+        for place, number in enumerate(numbers):
+            text = f"{number:.3f}" if number <= 1 else f"{number:,.4g}" if number < 1000 else f"{number:,.0f}"
+            axes.text(number, place, f" {text}", va="center", fontsize=FONT_SIZE - 1)
+        axes.set_xlim(0, 1.5 * max(*numbers, 1e-9))
+        axes.xaxis.set_major_locator(MaxNLocator(3))
+        axes.set_yticks(range(len(names)), [_shorten(name) for name in names] if axes is first else [""] * len(names))
+        axes.invert_yaxis()
+        axes.set_title(quantity, fontsize=FONT_SIZE)
+    figure.suptitle(title)
+    _save(figure, path)
+
+
 def _new_figure(width: float, height: float, *, num_panels: int = 1, num_rows: int = 1) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from screformer.tokenization.cell_hashes import SEEN_CELLS, SEEN_CELLS_FACTS, read_index, write_seen_cells
 from screformer.tokenization.corpus import Corpus
+from screformer.train.result_files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -40,4 +41,30 @@ def record_seen_cells(folder: Path, corpus: Corpus, rows: npt.NDArray[np.int64],
         except FileNotFoundError:
             is_complete = False
             logger.warning("checkpoint %s does not say which cells it has seen; they are not recorded", checkpoint)
+    write_seen_cells(folder, hashes, vocabulary, is_complete=is_complete)
+
+
+def add_cells_seen_by(teacher: str, folder: Path, corpus: Corpus) -> None:
+    """Add to the index in `folder` the cells that its teacher had seen: what it learned comes from them too.
+
+    Parameters
+    ----------
+    teacher
+        Checkpoint that was learned from. If it has no index, or not a complete one, the index says that it is neither.
+    folder
+        Of the new checkpoint, with what `record_seen_cells` has written.
+    corpus
+        Where the new checkpoint's cells are.
+    """
+    if not (folder / SEEN_CELLS_FACTS).exists():
+        return
+    vocabulary = corpus.tokenizer().gene_vocabulary
+    is_complete = read_json(folder / SEEN_CELLS_FACTS)["is_complete"]
+    hashes = [read_index(folder, vocabulary)]
+    try:
+        hashes.append(read_index(teacher, vocabulary))
+        is_complete = is_complete and read_json(Path(teacher) / SEEN_CELLS_FACTS)["is_complete"]
+    except FileNotFoundError:
+        is_complete = False
+        logger.warning("teacher %s does not say which cells it has seen; they are not recorded", teacher)
     write_seen_cells(folder, hashes, vocabulary, is_complete=is_complete)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -30,10 +30,12 @@ def starting_model(
     arguments: ModelArguments,
     *,
     label_names: list[str] | None = None,
+    head: Mapping[str, Any] | None = None,  # Any: a field's value
 ) -> Model:
     """Return a new model, or a checkpoint's, that fits `tokenizer` and, for a classifier, `label_names`.
 
-    A head that the checkpoint does not have, or has for other labels, gets new random weights; the log says which.
+    `head` are fields of the config that only the head depends on; they may differ from the checkpoint's. A head that
+    the checkpoint does not have, or has for other labels, gets new random weights; the log says which.
 
     Raises
     ------
@@ -44,7 +46,7 @@ def starting_model(
     labels: dict[str, Any] = {}
     if label_names is not None:
         labels = {"id2label": dict(enumerate(label_names)), "label2id": {name: i for i, name in enumerate(label_names)}}
-    overrides = arguments.config_values()
+    overrides = {**arguments.config_values(), **(head or {})}
     if arguments.checkpoint is None:
         new_model = model_class(_new_config(tokenizer, arguments.preset or "base", overrides, labels))
         if arguments.gene2vec is not None:

@@ -22,6 +22,7 @@ from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint, se
 from screformer.tokenization.corpus import Corpus
 from screformer.train.arguments import ScReformerTrainingArguments
 from screformer.train.cell_dataset import CellDataset
+from screformer.train.class_weights import ClassWeightedLoss
 from screformer.train.collator import CellCollator
 from screformer.train.lora import ADAPTER_FOLDER, check_not_sharded, has_adapters, merge_adapters
 from screformer.train.parameter_groups import slow_lower_layers
@@ -125,7 +126,8 @@ class CellTrainer(MeasuredTrainer):
 
     def compute_loss(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:  # Any: Trainer's own
         """Return the loss to learn by; of held-out cells the plain one, so that runs with other options compare."""
-        if model.training:
+        # A loss of labels of another form, as of distillation, is the only one there is.
+        if model.training or not isinstance(self.compute_loss_func, ClassWeightedLoss | None):
             return super().compute_loss(model, *args, **kwargs)
         options = self.label_smoother, self.compute_loss_func
         self.label_smoother = self.compute_loss_func = None

@@ -1,0 +1,149 @@
+"""A fine-tuned classifier's paths, and a linear path that starts as a logistic regression of the training cells."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+from small_corpus import TINY_MODEL, make_corpus
+
+from screformer.benchmarks.simple_baselines import fit_logistic_regression
+from screformer.modeling_screformer import ScReformerForCellClassification
+from screformer.tokenization import open_corpus
+from screformer.train.arguments import FineTuningArguments, FineTuningDataArguments, ModelArguments
+from screformer.train.cell_dataset import CellDataset
+from screformer.train.classifier_start import ClassifierArguments, read_levels
+from screformer.train.collator import CellCollator
+from screformer.train.finetune import finetune, main
+from screformer.train.labelled_cells import split_labelled_cells
+from screformer.train.result_files import read_json
+
+TINY = ModelArguments(config_overrides=[*TINY_MODEL, "classifier_dropout=0.0", "gene_space=expressed"])
+WIDE = ClassifierArguments(classifier_paths=["convolution", "pooled", "linear"], linear_start="logistic_regression")
+
+
+def settings(folder: Path, **options) -> FineTuningArguments:
+    options = {"num_train_epochs": 1, "learning_rate": 0.0, "gradient_accumulation_steps": 1, **options}
+    return FineTuningArguments(output_dir=str(folder), use_cpu=True, disable_tqdm=True, **options)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def started(corpus: str, tmp_path_factory: pytest.TempPathFactory):
+    """A model that learned nothing after its start: the learning rate is 0."""
+    folder = tmp_path_factory.mktemp("started")
+    data = FineTuningDataArguments(corpus=corpus, group_column="donor", test_groups=[donors(corpus)[-1]])
+    finetune(TINY, data, settings(folder), WIDE)
+    return folder, data
+
+
+def donors(corpus: str) -> list[str]:
+    return sorted(set(open_corpus(corpus).dataset["donor"]))
+
+
+def test_the_linear_path_is_the_regression_that_the_training_cells_give(corpus: str, started) -> None:
+    folder, data = started
+    opened = open_corpus(corpus)
+    model = ScReformerForCellClassification.from_pretrained(folder).eval()
+    cells = split_labelled_cells(opened, data, 2022)
+    rows, train = cells.rows, cells.split.train
+    levels = read_levels(opened, rows, model.config.num_genes, model.config.num_bins)
+    expected = fit_logistic_regression(levels[train], cells.labels[train], groups=cells.groups[train], seed=2022)
+    batch = CellCollator.from_config(model.config)([CellDataset(opened, rows)[place] for place in range(len(rows))])
+    for path in (model.classifier.convolution_path, model.classifier.pooled_path):
+        torch.nn.init.zeros_(path.output.weight)
+        torch.nn.init.zeros_(path.output.bias)
+    with torch.inference_mode():
+        logits = model(**batch).logits.numpy()
+    assert tuple(model.config.id2label.values()) == expected.labels
+    np.testing.assert_allclose(logits, levels @ expected.weights.T + expected.biases, rtol=1e-3, atol=1e-3)
+
+
+def test_the_record_says_how_it_started(started) -> None:
+    folder, _ = started
+    record = read_json(folder / "training.json")
+    assert record["classifier"]["linear_start"] == "logistic_regression"
+    assert record["linear_start"]["inverse_strength"] in (0.01, 0.1, 1.0, 10.0)
+    assert record["pooled_start"]["num_cells"] > 1
+
+
+def test_the_pooled_path_is_centred_on_training_cells(corpus: str, started) -> None:
+    folder, data = started
+    opened = open_corpus(corpus)
+    model = ScReformerForCellClassification.from_pretrained(folder).eval()
+    cells = split_labelled_cells(opened, data, 2022)
+    rows = cells.rows[cells.split.train]
+    batch = CellCollator.from_config(model.config)([CellDataset(opened, rows)[place] for place in range(len(rows))])
+    path = model.classifier.pooled_path
+    pooled = (model.pool_cells(batch) - path.center) * path.scale
+    torch.testing.assert_close(pooled.mean(0), torch.zeros(32), atol=1e-2, rtol=0)
+    torch.testing.assert_close(pooled.std(0), torch.ones(32), atol=0.05, rtol=0)
+
+
+def test_test_cells_have_no_part_in_the_start(corpus: str, started, tmp_path: Path, monkeypatch) -> None:
+    from screformer.train import classifier_start
+
+    _, data = started
+    seen = []
+    original = classifier_start.CellDataset
+
+    def spy(corpus_, rows=None, **options):
+        seen.extend(np.asarray(rows).tolist())
+        return original(corpus_, rows, **options)
+
+    monkeypatch.setattr(classifier_start, "CellDataset", spy)
+    finetune(TINY, data, settings(tmp_path, max_steps=1), WIDE)
+    cells = split_labelled_cells(open_corpus(corpus), data, 2022)
+    assert set(seen) == set(cells.rows[cells.split.train].tolist())
+
+
+def test_paths_are_added_to_a_checkpoint_and_stay(corpus: str, tmp_path: Path) -> None:
+    data = FineTuningDataArguments(corpus=corpus)
+    finetune(TINY, data, settings(tmp_path / "paper", max_steps=1))
+    again = ModelArguments(checkpoint=str(tmp_path / "paper"))
+    finetune(again, data, settings(tmp_path / "wide", max_steps=1), ClassifierArguments(["pooled", "linear"]))
+    config = ScReformerForCellClassification.from_pretrained(tmp_path / "wide").config
+    assert config.classifier_paths == ["pooled", "linear"]
+    finetune(ModelArguments(checkpoint=str(tmp_path / "wide")), data, settings(tmp_path / "third", max_steps=1))
+    assert ScReformerForCellClassification.from_pretrained(tmp_path / "third").config.classifier_paths == [
+        "pooled",
+        "linear",
+    ]
+
+
+def test_two_labels_give_a_logit_each() -> None:
+    generator = np.random.default_rng(0)
+    features = sparse.csr_array(generator.random((40, 5)))
+    labels = np.where(features.toarray()[:, 0] > 0.5, "b", "a")
+    fitted = fit_logistic_regression(features, labels, inverse_strengths=[1.0])
+    assert fitted.weights.shape == (2, 5)
+    logits = features @ fitted.weights.T + fitted.biases
+    assert ((logits[:, 1] > logits[:, 0]) == (labels == "b")).mean() > 0.8
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"classifier_paths": ["pool"]}, "it must be some of convolution, pooled, linear, each once"),
+        ({"classifier_paths": ["linear", "linear"]}, "each once"),
+        ({"linear_start": "logistic_regression"}, r"needs a linear path, but classifier_paths are \[\]; add linear"),
+        ({"classifier_paths": ["linear"], "linear_start": "ones"}, "'ones'; it must be zeros or logistic_regression"),
+    ],
+)
+def test_wrong_settings_are_refused(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ClassifierArguments(**options)
+
+
+def test_the_command_line_has_them(corpus: str, tmp_path: Path) -> None:
+    arguments = (
+        f"--corpus {corpus} --preset tiny --gene_space expressed --max_steps 1 --use_cpu --output_dir {tmp_path}"
+    )
+    main([*arguments.split(), "--classifier_paths", "linear", "--linear_start", "logistic_regression"])
+    config = ScReformerForCellClassification.from_pretrained(tmp_path).config
+    assert config.classifier_paths == ["linear"]
