@@ -236,6 +236,7 @@ def fit_logistic_regression(
     *,
     groups: Sequence[str] | StringArray | None = None,
     inverse_strengths: Sequence[float] = INVERSE_STRENGTHS,
+    is_scaled: bool = True,
     seed: int = 0,
 ) -> FittedRegression:
     """Return the logistic regression that `logistic_regression` predicts with; see there for scaling, weights and C.
@@ -250,6 +251,8 @@ def fit_logistic_regression(
         Donor (or dataset) of each cell.
     inverse_strengths, seed
         As for `logistic_regression`.
+    is_scaled
+        Whether genes are scaled within the fit, as there.
 
     Raises
     ------
@@ -263,12 +266,11 @@ def fit_logistic_regression(
     _check_fit(features, class_ids, groups, strengths)
     search: dict[float, float] = {}
     if len(strengths) > 1:
-        folds = _group_folds(groups) if groups is not None else None
-        folds = _cell_folds(class_ids, seed) if folds is None else folds
-        search = _search(features, class_ids, folds, strengths)
+        folds = inner_folds(class_ids, groups, seed)
+        search = _search(features, class_ids, folds, strengths, is_scaled=is_scaled)
     # On equal scores max() takes the first, the strongest penalty.
     chosen = max(strengths, key=lambda strength: search.get(strength, 0.0))
-    scaling = _pareto_scaling(features)
+    scaling = _pareto_scaling(features) if is_scaled else sparse.eye_array(features.shape[1])
     model = _new_regression(TOLERANCE).set_params(C=chosen).fit(sparse.csr_array(features @ scaling), class_ids)
     weights, biases = model.coef_ @ scaling, model.intercept_
     if len(seen) == 2:  # scikit-learn keeps the second class's logit alone
@@ -350,6 +352,12 @@ def _check_fit(
         raise ValueError(f"inverse_strengths must be at least one positive value of C, got {strengths}")
 
 
+def inner_folds(class_ids: Int64Array, groups: Sequence[str] | StringArray | None, seed: int) -> Int64Array:
+    """Return each training cell's fold: whole groups (at most five folds) if there are two, else three of cells."""
+    folds = _group_folds(groups) if groups is not None else None
+    return _cell_folds(class_ids, seed) if folds is None else folds
+
+
 def _group_folds(groups: Sequence[str] | StringArray) -> Int64Array | None:
     """Return the fold of each cell so that no group is in two folds; None for a single group."""
     names, group_of_cell, sizes = np.unique(np.asarray(groups, dtype=np.str_), return_inverse=True, return_counts=True)
@@ -376,13 +384,13 @@ def _cell_folds(class_ids: Int64Array, seed: int) -> Int64Array:
 
 
 def _search(
-    features: sparse.csr_array, class_ids: Int64Array, folds: Int64Array, strengths: list[float]
+    features: sparse.csr_array, class_ids: Int64Array, folds: Int64Array, strengths: list[float], *, is_scaled: bool
 ) -> dict[float, float]:
     """Return C -> macro-F1 of the held-out predictions of all folds together."""
     predicted = np.empty((len(strengths), len(class_ids)), dtype=np.int64)
     for fold in np.unique(folds):
         held_out = folds == fold
-        path = _fit_path(features[~held_out], class_ids[~held_out], features[held_out], strengths)
+        path = _fit_path(features[~held_out], class_ids[~held_out], features[held_out], strengths, is_scaled=is_scaled)
         for row, (fitted, probabilities) in zip(predicted, path, strict=True):
             row[held_out] = fitted[probabilities.argmax(axis=1)]
     return {
@@ -396,12 +404,14 @@ def _fit_path(
     class_ids: Int64Array,
     test_features: sparse.csr_array,
     strengths: Sequence[float],
+    *,
+    is_scaled: bool,
 ) -> list[tuple[Int64Array, FloatArray]]:
     """Return (class ids, probabilities of the test cells) for each C, each fit started from the one before."""
     fitted = np.unique(class_ids)
     if len(fitted) == 1:
         return [(fitted, np.ones((test_features.shape[0], 1)))] * len(strengths)
-    scaling = _pareto_scaling(train_features)
+    scaling = _pareto_scaling(train_features) if is_scaled else sparse.eye_array(train_features.shape[1])
     scaled_train, scaled_test = sparse.csr_array(train_features @ scaling), sparse.csr_array(test_features @ scaling)
     model = _new_regression(SEARCH_TOLERANCE)
     path = []

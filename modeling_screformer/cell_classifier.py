@@ -63,6 +63,14 @@ class ScReformerClassificationHead(nn.Module):
             logits.append(self.linear_path(cells, expression_of_none))
         return torch.stack(logits).sum(dim=0)
 
+    @torch.no_grad()
+    def silence_deep_paths(self) -> None:
+        """Set the last layers of the convolution and pooled paths to zero: until trained, they change no logit."""
+        for path in (self.convolution_path, self.pooled_path):
+            if path is not None:
+                path.output.weight.zero_()
+                path.output.bias.zero_()
+
 
 class ConvolutionPath(nn.Module):
     """A convolution over each gene's features, then three linear layers (section 2.8).

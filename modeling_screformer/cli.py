@@ -393,6 +393,12 @@ def benchmark_rounds(context: typer.Context) -> None:
     _start("benchmarks.rounds", context.args)
 
 
+@benchmark.command("fine-tuning", context_settings=TRAINER_COMMAND, add_help_option=False)
+def benchmark_fine_tuning(context: typer.Context) -> None:
+    """Fine-tuning beside logistic regression, with seeds. Example: screformer benchmark fine-tuning --seeds 1"""
+    _start("benchmarks.fine_tuning", context.args)
+
+
 @benchmark.command("tokenizing", context_settings=TRAINER_COMMAND, add_help_option=False)
 def benchmark_tokenizing(context: typer.Context) -> None:
     """Speed and memory of making a corpus. Example: screformer benchmark tokenizing --cells 1000000 --work scratch"""

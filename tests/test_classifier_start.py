@@ -53,22 +53,40 @@ def test_the_linear_path_is_the_regression_that_the_training_cells_give(corpus: 
     cells = split_labelled_cells(opened, data, 2022)
     rows, train = cells.rows, cells.split.train
     levels = read_levels(opened, rows, model.config.num_genes, model.config.num_bins)
-    expected = fit_logistic_regression(levels[train], cells.labels[train], groups=cells.groups[train], seed=2022)
+    expected = fit_logistic_regression(
+        levels[train], cells.labels[train], groups=cells.groups[train], is_scaled=False, seed=2022
+    )
     batch = CellCollator.from_config(model.config)([CellDataset(opened, rows)[place] for place in range(len(rows))])
-    for path in (model.classifier.convolution_path, model.classifier.pooled_path):
-        torch.nn.init.zeros_(path.output.weight)
-        torch.nn.init.zeros_(path.output.bias)
     with torch.inference_mode():
         logits = model(**batch).logits.numpy()
     assert tuple(model.config.id2label.values()) == expected.labels
     np.testing.assert_allclose(logits, levels @ expected.weights.T + expected.biases, rtol=1e-3, atol=1e-3)
 
 
+def test_the_deep_paths_learn_and_the_regression_stays(corpus: str, started, tmp_path: Path) -> None:
+    folder, data = started
+    finetune(TINY, data, settings(tmp_path, learning_rate=1e-2), WIDE)
+    before, after = (
+        ScReformerForCellClassification.from_pretrained(path).classifier.state_dict() for path in (folder, tmp_path)
+    )
+    moved = {name.split(".")[0] for name in after if not torch.equal(before[name], after[name])}
+    assert moved == {"convolution_path", "pooled_path"}
+
+
+def test_what_a_checkpoint_has_learned_is_kept(corpus: str, started, tmp_path: Path) -> None:
+    folder, data = started
+    finetune(ModelArguments(checkpoint=str(folder)), data, settings(tmp_path))
+    before, after = (
+        ScReformerForCellClassification.from_pretrained(path).classifier.state_dict() for path in (folder, tmp_path)
+    )
+    assert all(torch.equal(before[name], after[name]) for name in after)
+
+
 def test_the_record_says_how_it_started(started) -> None:
     folder, _ = started
     record = read_json(folder / "training.json")
     assert record["classifier"]["linear_start"] == "logistic_regression"
-    assert record["linear_start"]["inverse_strength"] in (0.01, 0.1, 1.0, 10.0)
+    assert record["linear_start"]["chosen"] in record["linear_start"]["search"]
     assert record["pooled_start"]["num_cells"] > 1
 
 
@@ -132,7 +150,10 @@ def test_two_labels_give_a_logit_each() -> None:
         ({"classifier_paths": ["pool"]}, "it must be some of convolution, pooled, linear, each once"),
         ({"classifier_paths": ["linear", "linear"]}, "each once"),
         ({"linear_start": "logistic_regression"}, r"needs a linear path, but classifier_paths are \[\]; add linear"),
-        ({"classifier_paths": ["linear"], "linear_start": "ones"}, "'ones'; it must be zeros or logistic_regression"),
+        (
+            {"classifier_paths": ["linear"], "linear_start": "ones"},
+            "'ones'; it must be one of zeros, logistic_regression",
+        ),
     ],
 )
 def test_wrong_settings_are_refused(options: dict, message: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +17,13 @@ from screformer.modeling_screformer import ScReformerForCellClassification
 from screformer.tokenization.corpus import Corpus
 from screformer.train.cell_dataset import CellDataset
 from screformer.train.collator import CellCollator
+from screformer.train.component_regression import fit_component_regression
 from screformer.train.labelled_cells import LabelledCells
 
 logger = logging.getLogger(__name__)
 
+LinearStart = Literal["zeros", "logistic_regression", "principal_components"]
+LINEAR_STARTS = get_args(LinearStart)
 CELLS_AT_ONCE = 4096
 POOLED_CELLS, POOLED_AT_ONCE = 256, 8
 MAX_CELLS = 20_000  # a regression learns little more from more cells, and takes minutes
@@ -39,9 +42,12 @@ class ClassifierArguments:
             "genes' vectors), linear (each gene's bin). Default: the checkpoint's, or convolution."
         },
     )
-    linear_start: Literal["zeros", "logistic_regression"] = field(
+    linear_start: LinearStart = field(
         default="zeros",
-        metadata={"help": "Where a linear path starts: logistic_regression fits one to the training cells' bins."},
+        metadata={
+            "help": "Where a linear path starts: zeros, or a logistic_regression on the training cells' bins, or one "
+            "on their principal_components, which carries over better to other donors."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -50,8 +56,8 @@ class ClassifierArguments:
         if unknown or len(set(self.classifier_paths)) < len(self.classifier_paths):
             allowed = ", ".join(CLASSIFIER_PATHS)
             raise ValueError(f"classifier_paths got {self.classifier_paths}; it must be some of {allowed}, each once")
-        if self.linear_start not in ("zeros", "logistic_regression"):
-            raise ValueError(f"linear_start got {self.linear_start!r}; it must be zeros or logistic_regression")
+        if self.linear_start not in LINEAR_STARTS:
+            raise ValueError(f"linear_start got {self.linear_start!r}; it must be one of {', '.join(LINEAR_STARTS)}")
         if self.linear_start != "zeros" and "linear" not in self.classifier_paths:
             raise ValueError(
                 f"linear_start={self.linear_start!r} needs a linear path, but classifier_paths are "
@@ -72,23 +78,25 @@ def start_classifier(
     *,
     seed: int,
 ) -> dict[str, Any]:  # Any: JSON
-    """Give the pooled and the linear path of a classifier their start from the training cells, and describe it.
+    """Give new paths of a classifier their start from the training cells, and describe it.
 
-    A path that came with the checkpoint for the same labels is started anew as well.
+    After a regression the other paths begin by saying nothing, and the linear path is not trained: the model starts as
+    the regression, and learns what that lacks. A rate at which the others learn would take the regression's hundreds of
+    small weights a cell apart in a few steps.
     """
     rows = cells.rows[cells.split.train]
     facts: dict[str, Any] = {}
-    if model.classifier.pooled_path is not None:
+    if model.classifier.pooled_path is not None and not model.classifier.pooled_path.center.any():
         chosen = np.sort(np.random.default_rng(seed).permutation(rows)[:POOLED_CELLS])
         model.classifier.pooled_path.start(_pool(model, CellDataset(corpus, chosen)))
         facts["pooled_start"] = {"num_cells": len(chosen)}
-    if model.classifier.linear_path is not None:
-        if arguments.linear_start == "logistic_regression":
-            groups = None if cells.groups is None else cells.groups[cells.split.train]
-            labels = cells.labels[cells.split.train]
-            facts["linear_start"] = start_linear_path(model, corpus, rows, labels, groups=groups, seed=seed)
-        else:
-            model.start_linear_path()
+    linear = model.classifier.linear_path
+    if linear is not None and arguments.linear_start != "zeros":
+        facts["linear_start"] = start_linear_path(model, arguments.linear_start, corpus, cells, seed=seed)
+        linear.requires_grad_(False)
+        model.classifier.silence_deep_paths()
+    elif linear is not None and not linear.output.weight.any():
+        model.start_linear_path()
     return facts
 
 
@@ -103,43 +111,42 @@ def _pool(model: ScReformerForCellClassification, cells: CellDataset) -> torch.T
 
 
 def start_linear_path(
-    model: ScReformerForCellClassification,
-    corpus: Corpus,
-    rows: npt.NDArray[np.int64],
-    labels: npt.NDArray[np.str_],
-    *,
-    groups: npt.NDArray[np.str_] | None,
-    seed: int,
+    model: ScReformerForCellClassification, start: LinearStart, corpus: Corpus, cells: LabelledCells, *, seed: int
 ) -> dict[str, Any]:  # Any: JSON
     """Fit a logistic regression to the bins of the training cells, start the linear path with it, and describe it.
 
-    Its strength is chosen by holding out whole groups where there are at least two, else cells: see
-    `screformer.benchmarks.simple_baselines.logistic_regression`.
+    Its settings are chosen by holding out whole groups where there are at least two, else cells: see
+    `screformer.benchmarks.simple_baselines` and `screformer.train.component_regression`.
 
     Parameters
     ----------
     model
         Has a linear path.
-    corpus, rows
-        Where the training cells are.
-    labels, groups
-        Of each of `rows`; `groups` may be None.
+    start
+        ``"logistic_regression"`` or ``"principal_components"``.
+    corpus, cells
+        Their training part is fitted to.
     seed
         Fixes the inner folds, and which cells are taken of more than 20,000.
     """
-    if len(rows) > MAX_CELLS:
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(rows))[:MAX_CELLS])
-        rows, labels, groups = rows[chosen], labels[chosen], None if groups is None else groups[chosen]
-    levels = read_levels(corpus, rows, model.config.num_genes, model.config.num_bins)
-    fitted = fit_logistic_regression(levels, labels, groups=groups, seed=seed)
+    train = cells.split.train
+    if len(train) > MAX_CELLS:
+        train = np.sort(np.random.default_rng(seed).permutation(train)[:MAX_CELLS])
+    labels, groups = cells.labels[train], None if cells.groups is None else cells.groups[train]
+    levels = read_levels(corpus, cells.rows[train], model.config.num_genes, model.config.num_bins)
+    if start == "logistic_regression":
+        fitted = fit_logistic_regression(levels, labels, groups=groups, is_scaled=False, seed=seed)
+        chosen, search = f"C={fitted.inverse_strength:g}", {f"C={key:g}": f1 for key, f1 in fitted.search.items()}
+    else:
+        fitted = fit_component_regression(levels, labels, groups=groups, seed=seed)
+        chosen, search = fitted.chosen, dict(fitted.search)
     order = [model.config.label2id[name] for name in fitted.labels]
     weight = np.zeros((model.config.num_labels, model.config.num_genes))
     bias = np.full(model.config.num_labels, fitted.biases.min())
     weight[order], bias[order] = fitted.weights, fitted.biases
     model.start_linear_path(torch.from_numpy(weight).float(), torch.from_numpy(bias).float())
-    search = {f"{strength:g}": score for strength, score in fitted.search.items()}
-    logger.info("the linear path starts as a logistic regression of %d cells, C=%g", len(rows), fitted.inverse_strength)
-    return {"num_cells": len(rows), "inverse_strength": fitted.inverse_strength, "search": search}
+    logger.info("the linear path starts as a regression of %d cells on bins: %s", len(train), chosen)
+    return {"num_cells": len(train), "chosen": chosen, "search": search}
 
 
 def read_levels(corpus: Corpus, rows: npt.NDArray[np.int64], num_genes: int, num_bins: int) -> sparse.csr_array:

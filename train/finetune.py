@@ -56,7 +56,8 @@ def finetune(
     """Train a cell type classifier and return its folder and validation metrics.
 
     The cells are split as `data` says, and ``splits.json`` keeps the names of each part's cells. Validation accuracy
-    selects the best epoch and decides when to stop. The test cells are not touched here: see
+    selects the best epoch and decides when to stop; with a `validation_fraction` of 0 all cells train and the last
+    epoch is kept. The test cells are not touched here: see
     `screformer.train.evaluate`. Labels are those of the training part; validation cells with another label are left
     out, with a logged warning. A run that was interrupted in `training.output_dir` is resumed; a finished one is
     returned as it is.
@@ -76,6 +77,7 @@ def finetune(
     if isinstance(begun, TrainingResult):
         return begun
     cells = split_labelled_cells(corpus, data, training.seed)
+    _check_selection(cells, training)
     label_names = sorted(set(cells.labels[cells.split.train].tolist()))
     if len(label_names) < 2:
         raise ValueError(f"label_column={data.label_column!r} has the labels {label_names} in training; two are needed")
@@ -101,6 +103,16 @@ def finetune(
         scores=("accuracy", "macro_f1"),
         corpus=corpus,
         used_rows=cells.rows[np.concatenate([cells.split.train, cells.split.validation])],
+    )
+
+
+def _check_selection(cells: LabelledCells, training: FineTuningArguments) -> None:
+    """Refuse to choose the best epoch by cells that are not there."""
+    if len(cells.split.validation) or (training.eval_strategy == "no" and not training.load_best_model_at_end):
+        return
+    raise ValueError(
+        "validation_fraction=0 leaves no cells to choose the best epoch by. To train on all of them and keep the last "
+        "epoch, add --eval_strategy no --load_best_model_at_end false; or choose a larger validation_fraction"
     )
 
 

@@ -33,6 +33,8 @@ class LabelledCells(NamedTuple):
 def split_labelled_cells(corpus: Corpus, data: FineTuningDataArguments, seed: int) -> LabelledCells:
     """Return the labelled cells, split as `data` says; validation cells whose label training lacks are in no part.
 
+    With a `validation_fraction` of 0 there are no validation cells.
+
     Raises
     ------
     ValueError
@@ -60,7 +62,8 @@ def split_labelled_cells(corpus: Corpus, data: FineTuningDataArguments, seed: in
             validation_fraction=data.validation_fraction,
             seed=seed,
         )
-    return LabelledCells(rows, labels, groups, _drop_unseen(split, labels))
+    is_chosen_by = data.validation_fraction > 0 or bool(data.validation_groups)
+    return LabelledCells(rows, labels, groups, _drop_unseen(split, labels) if is_chosen_by else split)
 
 
 def _drop_unseen(split: Split, labels: npt.NDArray[np.str_]) -> Split:

@@ -259,7 +259,7 @@ def train_and_save(
     if trainer.batch_sampler is not None and trainer.batch_sampler.padding.num_tokens:
         logger.info("%.1f%% of the tokens of training were padding", 100 * trainer.batch_sampler.padding.share)
     log_history = list(trainer.state.log_history)
-    evaluation = trainer.evaluate()
+    evaluation = trainer.evaluate() if len(trainer.eval_dataset) else {}
     evaluation |= {f"eval_{name}": value for name, value in trainer.describe_evaluation(folder).items()}
     metrics = {
         **{

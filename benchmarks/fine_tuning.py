@@ -1,0 +1,301 @@
+"""Fine-tuned models beside logistic regression: every attempt, on unseen donors and on folds of cells, several seeds.
+
+*Tasks.* The packaged pancreas, each of four donors held out once; and, from a file that is named, cells in five
+stratified folds. Labels with fewer than ten cells are left out: their F1 is a matter of luck.
+
+*Trials* train on two donors and test on the others, all six pairs. For each held-out donor three of these pairs say how
+a setting does on donors that are neither it nor trained on: choosing by them is an inner cross-validation over donors,
+and no model of the comparison was chosen by a cell that tests it.
+
+*Systems* are the model with different classifiers, starts and augmentations (`SYSTEMS`), and a logistic regression on
+the same genes with its C searched within the training cells.
+
+Each run is a whole `finetune` and leaves one JSON; runs that are there are not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import logging
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from screformer.benchmarks.fine_tuning_report import summarize, write_fine_tuning
+from screformer.benchmarks.fine_tuning_tasks import Task, make_tasks, regression_scores, score_labels
+from screformer.tokenization.corpus import open_corpus
+from screformer.tokenization.corpus_workers import Workers, available_cores
+from screformer.train.arguments import FineTuningArguments, FineTuningDataArguments, ModelArguments
+from screformer.train.cell_dataset import CellDataset
+from screformer.train.classifier_start import ClassifierArguments
+from screformer.train.corpus_columns import read_column
+from screformer.train.finetune import finetune
+from screformer.train.inference import predict_probabilities
+from screformer.train.result_files import read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+REGRESSION = "logistic_regression"
+SLOW = {"learning_rate": 1e-4, "num_train_epochs": 2, "class_weights": "balanced"}
+
+
+@dataclass(frozen=True)
+class System:
+    """A way to fine-tune.
+
+    Attributes
+    ----------
+    title
+        What tables call it.
+    paths
+        Of the classifier.
+    classifier, data, training
+        Further settings.
+    is_pretrained
+        Whether it starts from the pretrained checkpoint, if one is given.
+    """
+
+    title: str
+    paths: tuple[str, ...]
+    classifier: Mapping[str, Any] = field(default_factory=dict)  # Any: a setting
+    data: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    is_pretrained: bool = False
+
+
+SYSTEMS = {
+    "paper": System("the paper's classifier", ("convolution",), training={"learning_rate": 1e-3}),
+    "paper_dropout": System(
+        "the paper's classifier, gene dropout", ("convolution",), data={"gene_dropout": 0.5},
+        training={"learning_rate": 1e-3, "num_train_epochs": 4},
+    ),
+    "pooled": System(
+        "pooled classifier, gene dropout", ("pooled",), data={"gene_dropout": 0.5},
+        training={"learning_rate": 3e-3, "num_train_epochs": 4},
+    ),
+    "wide": System(
+        "the paper's + a linear path from zeros, gene dropout", ("convolution", "linear"), data={"gene_dropout": 0.5},
+        training={"learning_rate": 1e-3, "num_train_epochs": 4},
+    ),
+    "regression": System(
+        "the paper's + a linear path that starts as a logistic regression", ("convolution", "linear"),
+        {"linear_start": "logistic_regression"}, training={"learning_rate": 1e-4, "num_train_epochs": 1},
+    ),
+    "small": System(
+        "recipe finetune-small: the paper's + a linear path that starts on principal components",
+        ("convolution", "linear"), {"linear_start": "principal_components"},
+        training=SLOW,
+    ),
+}  # fmt: skip
+
+
+class Run(NamedTuple):
+    """One model to train and test."""
+
+    task: Task
+    test_groups: tuple[str, ...]
+    system: str
+    seed: int
+    folder: str
+    checkpoint: str | None
+
+    @property
+    def result(self) -> Path:
+        """Its JSON."""
+        name = f"{self.task.name}-{'+'.join(self.test_groups)}-{self.system}-{self.seed}"
+        return Path(self.folder) / "runs" / f"{name}.json"
+
+
+def compare_fine_tuning(
+    output: str | Path,
+    work: str | Path,
+    *,
+    cells: str | Path | None = None,
+    systems: Sequence[str] = ("paper", "small"),
+    seeds: int = 5,
+    is_trial: bool = False,
+    checkpoints: Mapping[str, str] | None = None,
+    num_workers: int | None = None,
+    epochs: float | None = None,
+    command: str = "compare_fine_tuning",
+) -> dict[str, Any]:  # Any: JSON
+    """Train and test every system on every fold with every seed; write JSON, table and figure, and return the JSON.
+
+    Parameters
+    ----------
+    output
+        Folder for ``fine_tuning.*``, or ``fine_tuning_trials.*``.
+    work
+        Folder for corpora and for the result of every run, which is not repeated.
+    cells
+        h5ad of labelled cells for the five folds, such as PBMC 3k; without it there are only donors.
+    systems
+        Names in `SYSTEMS`.
+    seeds
+        Of each system and fold: 0, 1, and so on.
+    is_trial
+        Pairs of donors, to choose settings by; else donors and folds, to report.
+    checkpoints
+        Task -> pretrained checkpoint, which has not seen the task's test cells.
+    num_workers
+        Processes, each with one thread; default the cores there are.
+    epochs
+        Of every system instead of its own, for a quick look.
+    command
+        What the result file says that it was made by.
+
+    Raises
+    ------
+    ValueError
+        A system has no such name, or a number is out of its range.
+    """
+    unknown = sorted(set(systems) - set(SYSTEMS))
+    if unknown or seeds < 1:
+        msg = f"systems: some of {list(SYSTEMS)}, seeds: at least 1; got {list(systems)} and {seeds}"
+        raise ValueError(msg)
+    tasks = make_tasks(Path(work), None if is_trial else cells)
+    runs = [
+        Run(_with_epochs(task, epochs), groups, system, seed, str(work), (checkpoints or {}).get(task.name))
+        for seed, system in itertools.product(range(seeds), systems)
+        for task in tasks
+        for groups in (task.pairs() if is_trial else task.folds())
+    ]
+    baselines = [
+        Run(task, groups, REGRESSION, 0, str(work), None)
+        for task in tasks
+        for groups in (task.pairs() if is_trial else task.folds())
+    ]
+    with Workers(num_workers or available_cores()) as workers:
+        todo = [run for run in [*baselines, *runs] if not run.result.exists()]
+        for number, _ in enumerate(workers.run(train_and_test, todo), start=1):
+            logger.info("%d of %d runs", number, len(todo))
+    titles = {REGRESSION: "logistic regression, C searched", **{name: SYSTEMS[name].title for name in systems}}
+    results = summarize([read_json(run.result) for run in [*baselines, *runs]], titles, baseline=REGRESSION)
+    results |= {"command": command, "is_trial": is_trial}
+    write_fine_tuning(results, Path(output) / ("fine_tuning_trials" if is_trial else "fine_tuning"))
+    return results
+
+
+def _with_epochs(task: Task, epochs: float | None) -> Task:
+    return task._replace(epochs=epochs)
+
+
+def train_and_test(run: Run) -> str:
+    """Do one run and write its JSON; return its path."""
+    if run.system == REGRESSION:
+        scores = regression_scores(run.task, run.test_groups)
+    else:
+        torch.set_num_threads(1)
+        scores = _model_scores(run)
+    facts = {"task": run.task.name, "system": run.system, "seed": run.seed}
+    write_json(run.result, {**facts, **scores})
+    return str(run.result)
+
+
+def _model_scores(run: Run) -> dict[str, Any]:
+    system, task = SYSTEMS[run.system], run.task
+    folder = run.result.with_suffix("")
+    options = {"num_train_epochs": 3, **system.training}
+    if task.epochs is not None:
+        options["num_train_epochs"] = task.epochs
+    data = FineTuningDataArguments(
+        corpus=task.corpus,
+        group_column=task.group_column,
+        test_groups=list(run.test_groups),
+        exclude_labels=list(task.rare_labels),
+        validation_fraction=0.0,
+        **system.data,
+    )
+    checkpoint = run.checkpoint if system.is_pretrained else None
+    start: dict[str, Any] = {"checkpoint": checkpoint} if checkpoint else {"preset": "tiny", "gene_space": "expressed"}
+    if not checkpoint:  # activations fit into memory, and are not computed twice
+        start["config_overrides"] = ["reversible=false"]
+    settings = FineTuningArguments(
+        output_dir=str(folder),
+        overwrite=True,
+        seed=run.seed,
+        per_device_train_batch_size=16,
+        gradient_accumulation_steps=1,
+        eval_strategy="no",
+        save_strategy="no",
+        load_best_model_at_end=False,
+        disable_tqdm=True,
+        use_cpu=True,
+        **options,
+    )
+    classifier = ClassifierArguments(list(system.paths), **system.classifier)
+    result = finetune(ModelArguments(**start), data, settings, classifier)
+    scores = _test(result.output_dir, task, run.test_groups)
+    scores["training_seconds"] = result.metrics["training_seconds"]
+    shutil.rmtree(folder)
+    return scores
+
+
+def _test(checkpoint: Path, task: Task, test_groups: Sequence[str]) -> dict[str, Any]:
+    """Return the scores of each test group."""
+    from screformer.modeling_screformer import ScReformerForCellClassification
+
+    corpus = open_corpus(task.corpus)
+    model = ScReformerForCellClassification.from_pretrained(checkpoint).eval()
+    labels = read_column(corpus, task.label_column, argument="label_column")
+    groups = read_column(corpus, task.group_column, argument="group_column")
+    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    scores = {}
+    for group in test_groups:
+        rows = np.flatnonzero((groups == group) & ~np.isin(labels, task.rare_labels))
+        found = predict_probabilities(model, CellDataset(corpus, rows), batch_size=32, progress=False).argmax(axis=1)
+        scores[group] = score_labels([names[index] for index in found.tolist()], labels[rows].tolist())
+    return {"groups": scores}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the command line and run."""
+    parser = argparse.ArgumentParser(
+        prog="screformer benchmark fine-tuning",
+        description="Fine-tuned models beside logistic regression, on unseen donors and folds of cells, with seeds.",
+        epilog="example: screformer benchmark fine-tuning --cells pbmc3k.h5ad --work runs/fine_tuning; about an hour",
+    )
+    parser.add_argument("--output", default="benchmarks/results", help="Folder for the results (default: %(default)s).")
+    parser.add_argument("--work", default="runs/fine_tuning", help="Folder for the runs (default: %(default)s).")
+    parser.add_argument("--cells", help="h5ad of labelled cells for five folds; without it there are only donors.")
+    parser.add_argument("--systems", nargs="+", default=["paper", "small"], help=f"Some of {', '.join(SYSTEMS)}.")
+    parser.add_argument("--seeds", type=int, default=5, help="Seeds of each fold (default: %(default)s).")
+    parser.add_argument("--trials", action="store_true", help="Pairs of donors, to choose settings by.")
+    parser.add_argument("--checkpoint", nargs="*", default=[], help="task=folder of a pretrained checkpoint.")
+    parser.add_argument("--workers", type=int, help="Processes (default: one a core).")
+    parser.add_argument("--epochs", type=float, help="Of every system instead of its own.")
+    given = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING)
+    logger.setLevel(logging.INFO)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        compare_fine_tuning(
+            given.output,
+            given.work,
+            cells=given.cells,
+            systems=given.systems,
+            seeds=given.seeds,
+            is_trial=given.trials,
+            checkpoints=dict(pair.split("=", 1) for pair in given.checkpoint),
+            num_workers=given.workers,
+            epochs=given.epochs,
+            command=" ".join(["screformer benchmark fine-tuning", *_without_folders(arguments)]),
+        )
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def _without_folders(arguments: Sequence[str]) -> list[str]:
+    """Keep only the names of files: where they lie says nothing to others."""
+    return [Path(argument).name if "/" in argument else argument for argument in arguments]
+
+
+if __name__ == "__main__":
+    main()
