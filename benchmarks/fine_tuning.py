@@ -21,7 +21,6 @@ import logging
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +31,7 @@ from screformer.benchmarks.fine_tuning_report import summarize, write_fine_tunin
 from screformer.benchmarks.fine_tuning_tasks import Task, make_tasks, regression_scores, score_labels
 from screformer.tokenization.corpus import open_corpus
 from screformer.tokenization.corpus_workers import Workers, available_cores
+from screformer.train.argument_parser import parse_arguments
 from screformer.train.arguments import FineTuningArguments, FineTuningDataArguments, ModelArguments
 from screformer.train.cell_dataset import CellDataset
 from screformer.train.classifier_start import ClassifierArguments
@@ -43,57 +43,53 @@ from screformer.train.result_files import read_json, write_json
 logger = logging.getLogger(__name__)
 
 REGRESSION = "logistic_regression"
-SLOW = {"learning_rate": 1e-4, "num_train_epochs": 2, "class_weights": "balanced"}
 
 
-@dataclass(frozen=True)
-class System:
+class System(NamedTuple):
     """A way to fine-tune.
 
     Attributes
     ----------
     title
         What tables call it.
-    paths
-        Of the classifier.
-    classifier, data, training
-        Further settings.
+    arguments
+        Of `screformer finetune`: a recipe, or flags.
     is_pretrained
-        Whether it starts from the pretrained checkpoint, if one is given.
+        Whether it starts from the pretrained checkpoint.
     """
 
     title: str
-    paths: tuple[str, ...]
-    classifier: Mapping[str, Any] = field(default_factory=dict)  # Any: a setting
-    data: Mapping[str, Any] = field(default_factory=dict)
-    training: Mapping[str, Any] = field(default_factory=dict)
+    arguments: str
     is_pretrained: bool = False
 
 
+# No cell chooses anything: all outside the test groups train, and the last epoch is kept.
+COMMON = {
+    "validation_fraction": 0,
+    "eval_strategy": "no",
+    "save_strategy": "no",
+    "load_best_model_at_end": False,
+    "per_device_train_batch_size": 16,
+    "gradient_accumulation_steps": 1,
+    "disable_tqdm": True,
+    "overwrite": True,
+    "use_cpu": True,
+}
+LONGER = "--learning_rate 1e-3 --num_train_epochs 3"
 SYSTEMS = {
-    "paper": System("the paper's classifier", ("convolution",), training={"learning_rate": 1e-3}),
-    "paper_dropout": System(
-        "the paper's classifier, gene dropout", ("convolution",), data={"gene_dropout": 0.5},
-        training={"learning_rate": 1e-3, "num_train_epochs": 4},
-    ),
-    "pooled": System(
-        "pooled classifier, gene dropout", ("pooled",), data={"gene_dropout": 0.5},
-        training={"learning_rate": 3e-3, "num_train_epochs": 4},
+    "small": System("paper's classifier + regression on principal components (finetune-small)", "finetune-small"),
+    "regression": System(
+        "paper's classifier + regression on all genes", "finetune-small --linear_start logistic_regression"
     ),
     "wide": System(
-        "the paper's + a linear path from zeros, gene dropout", ("convolution", "linear"), data={"gene_dropout": 0.5},
-        training={"learning_rate": 1e-3, "num_train_epochs": 4},
+        "paper's classifier + linear path from zeros, gene dropout",
+        f"--classifier_paths convolution linear --class_weights balanced --gene_dropout 0.5 {LONGER}",
     ),
-    "regression": System(
-        "the paper's + a linear path that starts as a logistic regression", ("convolution", "linear"),
-        {"linear_start": "logistic_regression"}, training={"learning_rate": 1e-4, "num_train_epochs": 1},
-    ),
-    "small": System(
-        "recipe finetune-small: the paper's + a linear path that starts on principal components",
-        ("convolution", "linear"), {"linear_start": "principal_components"},
-        training=SLOW,
-    ),
-}  # fmt: skip
+    "paper": System("paper's classifier", LONGER),
+    "dropout": System("paper's classifier, gene dropout", f"--gene_dropout 0.5 {LONGER}"),
+    "pooled": System("pooled classifier, gene dropout", f"--classifier_paths pooled --gene_dropout 0.5 {LONGER}"),
+    "pretrained": System("finetune-small, pretrained", "finetune-small", is_pretrained=True),
+}
 
 
 class Run(NamedTuple):
@@ -154,13 +150,16 @@ def compare_fine_tuning(
     Raises
     ------
     ValueError
-        A system has no such name, or a number is out of its range.
+        A system has no such name, or needs a checkpoint; or a number is out of its range.
     """
-    unknown = sorted(set(systems) - set(SYSTEMS))
-    if unknown or seeds < 1:
+    if not set(systems) <= set(SYSTEMS) or seeds < 1:
         msg = f"systems: some of {list(SYSTEMS)}, seeds: at least 1; got {list(systems)} and {seeds}"
         raise ValueError(msg)
     tasks = make_tasks(Path(work), None if is_trial else cells)
+    without = [task.name for task in tasks if task.name not in (checkpoints or {})]
+    if without and any(SYSTEMS[system].is_pretrained for system in systems):
+        msg = f"checkpoints: a pretrained system needs one for each of {without}"
+        raise ValueError(msg)
     runs = [
         Run(_with_epochs(task, epochs), groups, system, seed, str(work), (checkpoints or {}).get(task.name))
         for seed, system in itertools.product(range(seeds), systems)
@@ -202,36 +201,23 @@ def train_and_test(run: Run) -> str:
 def _model_scores(run: Run) -> dict[str, Any]:
     system, task = SYSTEMS[run.system], run.task
     folder = run.result.with_suffix("")
-    options = {"num_train_epochs": 3, **system.training}
-    if task.epochs is not None:
-        options["num_train_epochs"] = task.epochs
-    data = FineTuningDataArguments(
-        corpus=task.corpus,
-        group_column=task.group_column,
-        test_groups=list(run.test_groups),
-        exclude_labels=list(task.rare_labels),
-        validation_fraction=0.0,
-        **system.data,
+    start = ["--preset", "tiny", "--gene_space", "expressed", "--config_overrides", "reversible=false"]
+    if system.is_pretrained:
+        start = ["--checkpoint", str(run.checkpoint)]
+    given = [*system.arguments.split(), *start, "--corpus", task.corpus, "--group_column", task.group_column]
+    given += ["--test_groups", *run.test_groups, "--output_dir", str(folder), "--seed", str(run.seed)]
+    given += [part for name, value in COMMON.items() for part in (f"--{name}", str(value))]
+    given += ["--exclude_labels", *task.rare_labels] if task.rare_labels else []
+    given += ["--num_train_epochs", str(task.epochs)] if task.epochs is not None else []
+    data, model, classifier, training = parse_arguments(
+        [FineTuningDataArguments, ModelArguments, ClassifierArguments, FineTuningArguments],
+        given,
+        program="finetune",
+        description="",
+        example="",
+        recipes="finetune",
     )
-    checkpoint = run.checkpoint if system.is_pretrained else None
-    start: dict[str, Any] = {"checkpoint": checkpoint} if checkpoint else {"preset": "tiny", "gene_space": "expressed"}
-    if not checkpoint:  # activations fit into memory, and are not computed twice
-        start["config_overrides"] = ["reversible=false"]
-    settings = FineTuningArguments(
-        output_dir=str(folder),
-        overwrite=True,
-        seed=run.seed,
-        per_device_train_batch_size=16,
-        gradient_accumulation_steps=1,
-        eval_strategy="no",
-        save_strategy="no",
-        load_best_model_at_end=False,
-        disable_tqdm=True,
-        use_cpu=True,
-        **options,
-    )
-    classifier = ClassifierArguments(list(system.paths), **system.classifier)
-    result = finetune(ModelArguments(**start), data, settings, classifier)
+    result = finetune(model, data, training, classifier)
     scores = _test(result.output_dir, task, run.test_groups)
     scores["training_seconds"] = result.metrics["training_seconds"]
     shutil.rmtree(folder)
