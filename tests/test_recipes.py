@@ -18,21 +18,35 @@ from screformer.train.arguments import (
     PretrainingArguments,
     PretrainingDataArguments,
 )
+from screformer.train.classifier_start import ClassifierArguments
 from screformer.train.recipes import FOLDER, find_recipe, list_recipes
 
 NAMES = [*list_recipes("pretrain"), *list_recipes("finetune")]
 TYPES = {
     "pretrain": (PretrainingDataArguments, ModelArguments, PretrainingArguments),
-    "finetune": (FineTuningDataArguments, ModelArguments, FineTuningArguments),
+    "finetune": (FineTuningDataArguments, ModelArguments, FineTuningArguments, ClassifierArguments),
 }
 MAIN = {"pretrain": pretrain_module.main, "finetune": finetune_module.main}
 NUM_GENES = 60
 # Less of everything that costs time; the rest is the recipe's.
 SMALL = ["hidden_size=16", "num_hidden_layers=2", "num_attention_heads=2", "intermediate_size=32", "bucket_size=8"]
 SHORTER = [
-    "--config_overrides", *SMALL, "--max_steps", "2", "--eval_strategy", "steps", "--eval_steps", "1",
-    "--save_strategy", "steps", "--save_steps", "1", "--gradient_accumulation_steps", "2", "--disable_tqdm", "true",
-]  # fmt: skip
+    "--config_overrides",
+    *SMALL,
+    "--max_steps",
+    "2",
+    "--eval_steps",
+    "1",
+    "--save_strategy",
+    "steps",
+    "--save_steps",
+    "1",
+    "--gradient_accumulation_steps",
+    "2",
+    "--disable_tqdm",
+    "true",
+]
+SELECTING = ["--eval_strategy", "steps"]  # fmt: skip
 
 
 def parse(task, *argv):
@@ -69,8 +83,8 @@ def corpus(tmp_path_factory):
     return str(folder / "corpus")
 
 
-def test_there_are_four_recipes_with_a_line_each():
-    assert NAMES == ["pretrain-paper", "pretrain-tiny", "finetune-fast", "finetune-paper"]
+def test_there_are_five_recipes_with_a_line_each():
+    assert NAMES == ["pretrain-paper", "pretrain-tiny", "finetune-fast", "finetune-paper", "finetune-small"]
     for task in TYPES:
         assert all(20 < len(title) < 120 and title.endswith(".") for title in list_recipes(task).values())
 
@@ -99,7 +113,8 @@ def test_pretraining_is_the_papers():
 
 
 def test_fine_tuning_is_the_papers():
-    data, model, training = parse("finetune", "finetune-paper", "--corpus", "cells")
+    data, model, training, classifier = parse("finetune", "finetune-paper", "--corpus", "cells")
+    assert (classifier.classifier_paths, classifier.linear_start) == ([], "zeros")
     assert (data.validation_fraction, data.test_fraction, data.gene_dropout) == (0.2, 0.2, 0)
     assert model.gene_space == "full"
     assert (training.per_device_train_batch_size, training.gradient_accumulation_steps) == (6, 60)
@@ -112,13 +127,19 @@ def test_fine_tuning_is_the_papers():
 
 
 def test_fast_fine_tuning_reads_expressed_genes_in_bfloat16_and_larger_batches():
-    _, model, training = parse("finetune", "finetune-fast", "--corpus", "cells")
+    _, model, training, _ = parse("finetune", "finetune-fast", "--corpus", "cells")
     assert (model.gene_space, training.bf16) == ("expressed", True)
     assert training.per_device_train_batch_size > FineTuningArguments().per_device_train_batch_size
 
 
+def test_fine_tuning_on_few_cells_starts_as_a_regression_and_trains_on_all_of_them():
+    data, _, training, classifier = parse("finetune", "finetune-small", "--corpus", "cells")
+    assert (classifier.classifier_paths, classifier.linear_start) == (["convolution", "linear"], "principal_components")
+    assert (data.validation_fraction, training.eval_strategy, training.load_best_model_at_end) == (0, "no", False)
+
+
 def test_flags_after_a_recipe_win():
-    _, _, training = parse("finetune", "finetune-fast", "--corpus", "cells", "--bf16", "false", "--seed", "1")
+    _, _, training, _ = parse("finetune", "finetune-fast", "--corpus", "cells", "--bf16", "false", "--seed", "1")
     assert (training.bf16, training.seed, training.num_train_epochs) == (False, 1, 3)
     _, model, _ = parse("pretrain", "pretrain-paper", "--corpus", "cells", "--checkpoint", "earlier")
     assert model.checkpoint == "earlier"
@@ -156,14 +177,17 @@ def test_help_shows_the_recipes(task, capsys):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_runs_from_its_name_to_a_checkpoint(name, corpus, tmp_path, restored_determinism):
-    MAIN[name.partition("-")[0]]([name, "--corpus", corpus, "--output_dir", str(tmp_path / "run"), *SHORTER])
+    shorter = SHORTER if settings(name).get("validation_fraction") == 0 else [*SHORTER, *SELECTING]
+    MAIN[name.partition("-")[0]]([name, "--corpus", corpus, "--output_dir", str(tmp_path / "run"), *shorter])
     record = json.loads((tmp_path / "run" / "training.json").read_text())
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert (record["state"], metrics["steps"]) == ("finished", 2)
     assert (tmp_path / "run" / "model.safetensors").exists()
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["gene_space"], config["num_genes"]) == (settings(name)["gene_space"], NUM_GENES)
-    for key in ("seed", "per_device_train_batch_size", "early_stopping_patience", "learning_rate"):
+    for key in {"seed", "per_device_train_batch_size", "early_stopping_patience", "learning_rate"} & set(
+        settings(name)
+    ):
         assert record["training"][key] == settings(name)[key]
 
 
@@ -173,6 +197,7 @@ def test_the_command_line_takes_a_recipe(corpus, tmp_path):
     from screformer.cli import app
 
     arguments = ["pretrain", "pretrain-tiny", "--corpus", corpus, "--output_dir", str(tmp_path / "run"), *SHORTER]
+    arguments += SELECTING
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert (tmp_path / "run" / "model.safetensors").exists()
