@@ -34,6 +34,8 @@ DATA_FILES = {
     "screformer/tokenization/ATTRIBUTION.md",
     "screformer/tokenization/genes_human.tsv.gz",
     "screformer/tokenization/pancreas_baron2016.h5ad",
+    "screformer/train/accelerate_fsdp2.yaml",
+    "screformer/train/deepspeed_zero2.json",
     "screformer/model_cards/template.md",
     "screformer/model_cards/report_template.html",
 }
