@@ -30,6 +30,7 @@ from screformer.train.training_run import (
     begin_run,
     describe_run,
     early_stopping,
+    leave_process_group,
     log_to_console,
     train_and_save,
 )
@@ -153,6 +154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     logger.info("checkpoint and results: %s", result.output_dir)
+    leave_process_group()
 
 
 if __name__ == "__main__":

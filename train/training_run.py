@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from accelerate.data_loader import prepare_data_loader
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, Trainer
-from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint, seed_worker
+from transformers.trainer_utils import IntervalStrategy, seed_worker
 
 from screformer.tokenization.corpus import Corpus
 from screformer.train.arguments import ScReformerTrainingArguments
 from screformer.train.cell_dataset import CellDataset
+from screformer.train.checkpoints import (
+    LogBeforeSaving,
+    last_whole_checkpoint,
+    mean_training_loss,
+    remove_broken_checkpoints,
+    remove_checkpoints,
+)
 from screformer.train.collator import CellCollator
 from screformer.train.figures import plot_training_curves
+from screformer.train.held_out_loss import HeldOutLoss, ignore_repeated_cells
 from screformer.train.result_files import read_json, software_versions, write_json
 from screformer.train.sampler import CellBatchSampler, Rank
 from screformer.train.seen_cells import SEEN_FILES, record_seen_cells
@@ -53,8 +62,11 @@ class CellTrainer(Trainer):
     """The Trainer with block-shuffled cells, and a second collator for evaluation: the same masks every time.
 
     Cells of a `CellDataset` are block-shuffled (`train_sampling_strategy` ``"random"``), and in batches of similar
-    length on top of it (``"group_by_length"``); each process reads its own part. Other data sets and strategies are the
-    Trainer's own.
+    length on top of it (``"group_by_length"``); processes share the cells of each step. Other data sets and strategies
+    are the Trainer's own.
+
+    A checkpoint's ``trainer_state.json`` is written when all else of it is there. Under FSDP the model is one unit, and
+    checkpoints are ordinary ones.
 
     Parameters
     ----------
@@ -68,7 +80,11 @@ class CellTrainer(Trainer):
 
     def __init__(self, *args: Any, eval_data_collator: CellCollator, **kwargs: Any) -> None:  # Any: Trainer's own
         super().__init__(*args, **kwargs)
+        self.add_callback(LogBeforeSaving)
+        if self.is_fsdp_enabled:
+            _shard_as_one_unit(self.accelerator.state.fsdp_plugin)
         self.eval_data_collator = eval_data_collator
+        self._held_out_loss, self._is_evaluating = HeldOutLoss(), False
         self.batch_sampler: CellBatchSampler | None = None
 
     def get_train_dataloader(self) -> DataLoader:
@@ -101,6 +117,41 @@ class CellTrainer(Trainer):
             loader, device=self.accelerator.device, num_processes=1, process_index=0, put_on_device=True
         )
 
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:  # Any: Trainer's own
+        """Return loss, logits and labels of a batch; the loss is counted target by target."""
+        if "labels" in inputs:
+            inputs = {**inputs, "labels": ignore_repeated_cells(inputs["labels"], self.accelerator)}
+        loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
+        if loss is not None and "labels" in inputs:
+            self._held_out_loss.add(loss, inputs["labels"])
+        return loss, logits, labels
+
+    def _get_num_items_in_batch(self, *args: Any, **kwargs: Any) -> Any:  # Any: Trainer's own
+        # Not known while held-out cells are looked at: their losses stay means of a batch, which are weighted later.
+        return None if self._is_evaluating else super()._get_num_items_in_batch(*args, **kwargs)
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:  # Any: Trainer's own
+        """Evaluate; the loss is the mean over all targets."""
+        self._held_out_loss, self._is_evaluating = HeldOutLoss(), True
+        try:
+            output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        finally:
+            self._is_evaluating = False
+        if f"{metric_key_prefix}_loss" in output.metrics:
+            output.metrics[f"{metric_key_prefix}_loss"] = self._held_out_loss.mean()
+        return output
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        with _without_fsdp_class(self.model):
+            super()._save(output_dir, state_dict)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # The first process writes the state of the Trainer next; by then all others have written theirs.
+        self.accelerator.wait_for_everyone()
+
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:  # Any: Trainer's own
         if isinstance(eval_dataset, CellDataset) and self.args.train_sampling_strategy == GROUP_BY_LENGTH:
             return np.argsort(-eval_dataset.lengths, kind="stable")
@@ -116,6 +167,27 @@ class CellTrainer(Trainer):
             self.data_collator = training_collator
 
 
+def _shard_as_one_unit(plugin: Any) -> None:  # Any: accelerate's FullyShardedDataParallelPlugin
+    """Change what FSDP can be told, but does not work here."""
+    # Reversible layers run inside a function of autograd, where FSDP does not see them begin and end, and so could not
+    # gather their weights one by one.
+    plugin.auto_wrap_policy = None
+    # Of sharded checkpoints the Trainer writes no model.safetensors, and on some processes does not find the best.
+    plugin.set_state_dict_type("FULL_STATE_DICT")
+
+
+@contextmanager
+def _without_fsdp_class(model: torch.nn.Module) -> Iterator[None]:
+    """Give a model that FSDP made one of its own classes back its class, after which its code and config are saved."""
+    changed = type(model)
+    own = next(kind for kind in changed.__mro__ if not issubclass(kind, FSDPModule))
+    model.__class__ = cast(type[torch.nn.Module], own)
+    try:
+        yield
+    finally:
+        model.__class__ = changed
+
+
 def describe_run(
     task: str, training: ScReformerTrainingArguments, corpus: Mapping[str, Any], **arguments: Any
 ) -> dict[str, Any]:  # Any: JSON; arguments are dataclasses
@@ -126,6 +198,7 @@ def describe_run(
         "corpus": dict(corpus),
         **{name: asdict(value) for name, value in arguments.items()},
         "training": training.to_dict(),
+        "num_processes": training.world_size,
         "versions": software_versions(),
     }
 
@@ -147,14 +220,17 @@ def begin_run(training: ScReformerTrainingArguments, record: Mapping[str, Any]) 
         earlier = read_json(folder / RECORD_FILE) if (folder / RECORD_FILE).exists() else None
         is_finished = earlier is not None and earlier["state"] == "finished"
         # What stopped before its first checkpoint has nothing to lose, and its settings do not matter.
-        if earlier is not None and (is_finished or _last_checkpoint(folder)):
+        if earlier is not None and (is_finished or last_whole_checkpoint(folder)):
             _refuse_other_settings(folder, earlier, record)
         if is_finished:
+            if training.process_index == 0 and not training.keep_checkpoints:
+                remove_checkpoints(folder)  # where the run was killed before it could
             logger.info("%s holds this run, finished; nothing to do. Start over with --overwrite.", folder)
             return TrainingResult(folder, read_json(folder / METRICS_FILE))
         if training.process_index == 0:
+            remove_broken_checkpoints(folder)
             write_json(folder / RECORD_FILE, record)
-    checkpoint = training.resume_from_checkpoint or _last_checkpoint(folder)
+    checkpoint = training.resume_from_checkpoint or last_whole_checkpoint(folder)
     if checkpoint:
         logger.info("resuming from %s. To start over instead: --overwrite, which deletes it.", checkpoint)
     return checkpoint
@@ -214,7 +290,7 @@ def train_and_save(
             for name, value in evaluation.items()
             if name.startswith("eval_") and not name.endswith(("_runtime", "_per_second", "_time"))
         },
-        "training_loss": outcome.training_loss,
+        "training_loss": mean_training_loss(trainer.state.log_history),
         "epochs": trainer.state.epoch,
         "steps": trainer.state.global_step,
         "best_step": trainer.state.best_global_step,
@@ -230,7 +306,7 @@ def train_and_save(
         record_seen_cells(folder, corpus, used_rows, checkpoint=record["model"]["checkpoint"])
         write_json(folder / RECORD_FILE, {**record, "state": "finished"})
         if not training.keep_checkpoints:
-            _remove_checkpoints(folder)
+            remove_checkpoints(folder)
     return TrainingResult(folder, _finite(metrics))
 
 
@@ -241,8 +317,11 @@ def log_to_console(training: ScReformerTrainingArguments) -> None:
     logging.getLogger("screformer").setLevel(level)
 
 
-def _last_checkpoint(folder: Path) -> str | None:
-    return get_last_checkpoint(folder) if folder.is_dir() else None
+def leave_process_group() -> None:
+    """Take leave of the other processes of a distributed run, so that none ends while another still talks to it."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def _refuse_other_settings(folder: Path, earlier: Mapping[str, Any], record: Mapping[str, Any]) -> None:
@@ -264,17 +343,10 @@ def _refuse_other_settings(folder: Path, earlier: Mapping[str, Any], record: Map
 
 
 def _remove_run(folder: Path) -> None:
-    _remove_checkpoints(folder)
+    remove_checkpoints(folder)
+    remove_broken_checkpoints(folder)
     for name in (RECORD_FILE, METRICS_FILE, HISTORY_FILE, CURVES_FILE, *SEEN_FILES, "model.safetensors"):
         (folder / name).unlink(missing_ok=True)
-
-
-def _remove_checkpoints(folder: Path) -> None:
-    for checkpoint in folder.glob("checkpoint-*"):
-        # Nothing but what a Trainer wrote.
-        if (checkpoint / "trainer_state.json").exists():
-            logger.info("deleting %s", checkpoint)
-            shutil.rmtree(checkpoint)
 
 
 def _finite(value: Any) -> Any:  # Any: JSON
