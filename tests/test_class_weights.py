@@ -126,3 +126,11 @@ def test_a_batch_alone_is_divided_by_its_cells():
 def test_values_that_cannot_be_are_refused(tmp_path, options, message):
     with pytest.raises(ValueError, match=message):
         settings(tmp_path, **options)
+
+
+def test_cells_that_only_keep_a_process_busy_count_for_nothing():
+    loss = ClassWeightedLoss(torch.tensor([1.0, 3.0]), 0.1)
+    logits, labels = torch.randn(3, 2), torch.tensor([0, 1, 1])
+    filled = {"logits": torch.cat([logits, torch.randn(1, 2)])}
+    torch.testing.assert_close(loss(filled, torch.tensor([0, 1, 1, -100])), loss({"logits": logits}, labels))
+    assert loss({"logits": logits}, torch.full((3,), -100)) == 0

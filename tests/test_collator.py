@@ -1,4 +1,5 @@
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from screformer.train.cell_dataset import CellBatch
 from screformer.train.collator import CellCollator
 
 NUM_GENES, PAD, MASK = 300, 6, 7
+TYPES = {"alpha": 0, "beta": 1}
 
 
 def make_rows(num_cells=6, seed=0, shortest=20, longest=80):
@@ -199,6 +201,47 @@ def test_the_same_seed_gives_the_same_stream_and_another_seed_another():
 def test_training_masks_change_from_batch_to_batch():
     collator, rows = make_collator(masked_fraction=0.15), make_rows()
     assert not torch.equal(collator(rows)["labels"], collator(rows)["labels"])
+
+
+@pytest.mark.parametrize("options", [{"masked_fraction": 0.15}, {"masked_fraction": 0.15, "gene_dropout": 0.4}])
+def test_masks_of_an_epoch_do_not_depend_on_how_its_cells_are_shared_out(options):
+    rows = make_rows(num_cells=12)
+    whole = make_collator(**options)(replace(as_batch(rows), epoch=1))
+    # Other batches, in another order, by collators that have collated something else before.
+    for first, last in ((8, 12), (0, 3), (3, 8)):
+        collator = make_collator(**options)
+        collator(replace(as_batch(rows), epoch=0))
+        batch = collator(replace(as_batch(rows[first:last]), epoch=1))
+        for number in range(last - first):
+            assert unpack(batch, number) == unpack(whole, first + number)
+
+
+def test_masks_change_with_the_epoch_and_the_seed():
+    rows = as_batch(make_rows())
+    labels = [
+        make_collator(masked_fraction=0.15, seed=seed)(replace(rows, epoch=epoch))["labels"]
+        for seed in (0, 1)
+        for epoch in (0, 1, 2)
+    ]
+    labels.append(make_collator(masked_fraction=0.15, deterministic=True)(rows)["labels"])
+    assert not any(torch.equal(labels[i], labels[j]) for i in range(7) for j in range(i))
+
+
+def test_deterministic_masks_do_not_depend_on_the_epoch():
+    rows, collator = as_batch(make_rows()), make_collator(masked_fraction=0.15, deterministic=True)
+    assert torch.equal(collator(rows)["labels"], collator(replace(rows, epoch=4))["labels"])
+
+
+@pytest.mark.parametrize("options", [{"masked_fraction": 0.15}, {"label_column": "cell_type", "label2id": TYPES}])
+def test_cells_that_do_not_count_have_no_labels(options):
+    rows = as_batch(make_rows())
+    counted, some, none = (
+        make_collator(**options)(replace(rows, epoch=0, num_counted=number))["labels"] for number in (6, 4, 0)
+    )
+    assert torch.equal(some[:4], counted[:4])
+    assert (some[4:] == -100).all()
+    assert (none == -100).all()
+    assert (counted[4:] != -100).any()
 
 
 def test_deterministic_masks_depend_on_the_cell_alone():

@@ -97,3 +97,16 @@ def test_metrics_score_cells_with_a_label_and_agreement_of_all():
     targets[:, 0] = NO_LABEL
     scores = compute_distillation_metrics(SimpleNamespace(predictions=logits, label_ids=targets))
     assert scores == {"agreement": 0.75}
+
+
+def test_cells_that_only_keep_a_process_busy_count_for_nothing():
+    torch.manual_seed(0)
+    loss = DistillationLoss(2.0, 0.5)
+    logits, targets = torch.randn(4, 3), torch.cat([torch.tensor([[0.0], [2], [-1], [1]]), torch.randn(4, 3)], dim=1)
+    filled = torch.cat([targets, torch.full((2, 4), -100.0)])
+    extra = torch.cat([logits, torch.randn(2, 3)]).requires_grad_()
+    with_fillers = loss({"logits": extra}, filled)
+    torch.testing.assert_close(with_fillers, loss({"logits": logits}, targets))
+    with_fillers.backward()
+    assert not extra.grad[4:].any()
+    assert loss({"logits": extra}, filled[4:].repeat(3, 1)) == 0

@@ -36,6 +36,8 @@ DATA_FILES = {
     "screformer/tokenization/pancreas_baron2016.h5ad",
     "screformer/train/pretrain-paper.yaml",
     "screformer/train/finetune-paper.yaml",
+    "screformer/train/accelerate_fsdp2.yaml",
+    "screformer/train/deepspeed_zero2.json",
     "screformer/model_cards/template.md",
     "screformer/model_cards/report_template.html",
 }

@@ -1,5 +1,7 @@
 """Every cell once an epoch, on every rank as many batches, the same order after a resume; and shuffled well enough."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -25,6 +27,10 @@ def batch_sampler(num_cells=103, batch_size=8, shuffling=SMALL, **options):
     return CellBatchSampler(num_cells, batch_size, shuffling, **options)
 
 
+def counted(batch):
+    return batch[: batch.num_counted]
+
+
 def ranks(count, **options):
     return [list(batch_sampler(rank=Rank(index, count), **options)) for index in range(count)]
 
@@ -40,24 +46,52 @@ def test_every_cell_comes_once_an_epoch(num_cells, shuffling):
 
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
-@pytest.mark.parametrize("num_cells", [16, 40, 41, 48, 103, 160, 161])
-@pytest.mark.parametrize("batch_size", [2, 4, 8, 30])
+@pytest.mark.parametrize("num_cells", [1, 6, 16, 40, 41, 48, 103, 160, 161])
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 8, 30])
 def test_ranks_share_the_cells_and_have_as_many_batches(num_cells, count, batch_size, grouped):
     options = {"lengths_of": lengths_of} if grouped else {}
     parts = ranks(count, num_cells=num_cells, batch_size=batch_size, **options)
-    assert sorted(cell for part in parts for batch in part for cell in batch) == list(range(num_cells))
+    assert sorted(cell for part in parts for batch in part for cell in counted(batch)) == list(range(num_cells))
     sampler = batch_sampler(num_cells, batch_size, rank=Rank(0, count), **options)
     assert {len(part) for part in parts} == {len(sampler)}
     assert all(1 <= len(batch) <= batch_size for part in parts for batch in part)
-    # Only the end of a rank has smaller batches.
-    assert all(len(batch) == batch_size for part in parts for batch in part[:-2])
+    # Only the last step is smaller, and no rank waits for one with more than a cell more.
+    assert all(len(counted(batch)) == batch_size for part in parts for batch in part[:-1])
+    assert np.ptp([len(counted(part[-1])) for part in parts]) <= 1
 
 
-def test_single_cells_are_repeated_where_ranks_could_not_have_as_many_batches():
-    parts = ranks(3, num_cells=7, batch_size=1)
-    assert [len(part) for part in parts] == [3, 3, 3]
-    given = [cell for part in parts for batch in part for cell in batch]
-    assert set(given) == set(range(7))
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("count", [2, 3, 8])
+@pytest.mark.parametrize("num_cells", [47, 48, 49, 161, 500])
+def test_ranks_take_together_what_one_process_with_larger_batches_takes(num_cells, count, grouped):
+    options = {"lengths_of": lengths_of} if grouped else {}
+    parts = ranks(count, num_cells=num_cells, batch_size=3, **options)
+    whole = list(batch_sampler(num_cells, 3 * count, **options))
+    together = [sorted(cell for batch in step for cell in counted(batch)) for step in zip(*parts, strict=True)]
+    assert together == [sorted(batch) for batch in whole]
+
+
+def test_the_order_of_cells_does_not_depend_on_the_batch_size():
+    orders = [[cell for batch in batch_sampler(500, size) for cell in batch] for size in (1, 3, 8, 64)]
+    assert all(order == orders[0] for order in orders)
+    assert orders[0] == list(BlockShuffleSampler(500, SMALL))
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_a_rank_without_a_cell_in_the_last_step_gets_one_that_does_not_count(batch_size):
+    num_cells = 3 * batch_size + 1
+    parts = ranks(3, num_cells=num_cells, batch_size=batch_size)
+    assert [len(part) for part in parts] == [2, 2, 2]
+    assert [len(part[-1]) for part in parts] == [1, 1, 1]
+    assert sorted(part[-1].num_counted for part in parts) == [0, 0, 1]
+    assert len({part[-1][0] for part in parts}) == 1
+
+
+def test_a_batch_keeps_what_it_knows_on_its_way_to_a_worker():
+    sampler = batch_sampler(17, 8, rank=Rank(0, 2))
+    sampler.set_epoch(3)
+    *_, last = (pickle.loads(pickle.dumps(batch)) for batch in sampler)
+    assert (last.epoch, last.num_counted, len(last)) == (3, 0, 1)
 
 
 @pytest.mark.parametrize("grouped", [False, True])
@@ -67,7 +101,7 @@ def test_what_is_not_full_can_be_dropped(num_cells, count, grouped):
     options = {"lengths_of": lengths_of} if grouped else {}
     parts = ranks(count, num_cells=num_cells, drop_last=True, **options)
     assert {len(batch) for part in parts for batch in part} == {8}
-    assert {len(part) for part in parts} == {num_cells // count // 8}
+    assert {len(part) for part in parts} == {num_cells // (count * 8)}
     given = [cell for part in parts for batch in part for cell in batch]
     assert len(set(given)) == len(given)
 
@@ -141,12 +175,18 @@ def test_a_data_set_within_the_buffer_is_shuffled_fully():
     assert near < 8 + 5 * np.sqrt(8)
 
 
-def test_each_rank_has_its_own_blocks():
-    parts = [set(BlockShuffleSampler(1000, SMALL, rank=Rank(index, 4))) for index in range(4)]
-    shared = [
-        block for block in range(250) if sum(bool(part & set(range(4 * block, 4 * block + 4))) for part in parts) > 1
-    ]
-    assert len(shared) <= 3
+@pytest.mark.parametrize("count", [2, 4])
+def test_ranks_mostly_read_blocks_of_their_own(count):
+    # 32 cells a rank and step, of 64 blocks of 16; where parts meet, chance decides who reads a block.
+    parts = ranks(count, num_cells=1024, batch_size=32, shuffling=Shuffling(16, 1024, 3))
+    readers = np.array([np.bincount(np.concatenate(part) // 16, minlength=64) > 0 for part in parts]).sum(0)
+    assert readers.mean() < 1.7
+    # Shared out without regard to blocks, almost every block would be read by all.
+    plain = list(batch_sampler(1024, 32, Shuffling(16, 1024, 3)))
+    readers = np.array(
+        [np.bincount(np.concatenate(plain[rank::count]) // 16, minlength=64) > 0 for rank in range(count)]
+    )
+    assert readers.sum(0).mean() > 0.95 * count
 
 
 def test_grouping_leaves_little_padding_and_says_how_much():
@@ -198,9 +238,11 @@ def test_refuses_what_cannot_be_sampled():
     with pytest.raises(ValueError, match="seed must be at least 0, got -1"):
         Shuffling(seed=-1)
     with pytest.raises(ValueError, match="rank: process must lie between 0 and num_processes - 1 = 1, got 2"):
-        BlockShuffleSampler(10, rank=Rank(2, 2))
-    with pytest.raises(ValueError, match="num_cells=3 is too few for 4 processes"):
-        BlockShuffleSampler(3, rank=Rank(0, 4))
+        CellBatchSampler(10, 2, rank=Rank(2, 2))
+    with pytest.raises(ValueError, match="num_cells must be at least 1, got 0; there is nothing to train on"):
+        CellBatchSampler(0, 2)
+    with pytest.raises(ValueError, match="num_cells must be at least 1, got 0; there is nothing to shuffle"):
+        BlockShuffleSampler(0)
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         CellBatchSampler(10, 0)
     with pytest.raises(ValueError, match="drop_last leaves no batch of batch_size=8 for 2 processes with 15 cells"):

@@ -97,7 +97,7 @@ def test_accumulated_batches_are_the_same_cells(corpus, tmp_path):
 
 
 def test_two_processes_share_the_cells(corpus, all_cells, tmp_path):
-    num_batches = 6  # of 22 and of 23 cells, four a batch
+    num_batches = 6  # four cells a batch
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -112,9 +112,14 @@ def test_two_processes_share_the_cells(corpus, all_cells, tmp_path):
         subprocess.Popen(command, env={**shared, "RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE, text=True)
         for rank in "01"
     ]
-    messages = [process.communicate(timeout=120)[1] for process in processes]
+    messages = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], messages
     results = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in "01"]
+    whole = make_trainer(corpus, tmp_path, train_sampling_strategy="group_by_length", per_device_train_batch_size=8)
+    whole.train()
+    together = [sorted(first + second) for first, second in zip(*(result["seen"] for result in results), strict=True)]
+    # Of the last step's five cells none is left without a process.
+    assert together == [sorted(batch) for batch in whole.seen]
     for epoch in range(2):
         parts = [result["seen"][epoch * num_batches : (epoch + 1) * num_batches] for result in results]
         assert flatten(parts[0] + parts[1]) == all_cells  # 45 cells, none twice

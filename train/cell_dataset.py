@@ -16,6 +16,7 @@ import pyarrow as pa
 from torch.utils.data import Dataset
 
 from screformer.tokenization.corpus import Corpus
+from screformer.train.sampler import BatchOfCells
 
 Int64Array = npt.NDArray[np.int64]
 Positions = Sequence[int] | npt.NDArray[np.integer[Any]]
@@ -44,12 +45,18 @@ class CellBatch:
         Expressed genes of each cell (num_cells,).
     columns
         Other columns: name -> a value a cell.
+    epoch
+        In which a sampler drew them; None if none did.
+    num_counted
+        Cells, from the first on, that count in training; None if all do. See `BatchOfCells`.
     """
 
     input_ids: npt.NDArray[np.uint8]
     gene_ids: npt.NDArray[np.uint16]
     counts: Int64Array
     columns: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
+    epoch: int | None = None
+    num_counted: int | None = None
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -131,6 +138,8 @@ class CellDataset(Dataset):
             np.concatenate(gene_ids) if found else np.empty(0, np.uint16),
             np.array([last - first for first, last in bounds], dtype=np.int64),
             {name: [part.columns[name][place].as_py() for part, place in found] for name in self._columns},
+            epoch=positions.epoch if isinstance(positions, BatchOfCells) else None,
+            num_counted=positions.num_counted if isinstance(positions, BatchOfCells) else None,
         )
 
     @property

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from screformer.train.collator import IGNORED_LABEL
+
 if TYPE_CHECKING:
     from screformer.train.arguments import FineTuningArguments
 
@@ -61,8 +63,10 @@ class ClassWeightedLoss:
         losses = cross_entropy(
             outputs["logits"].float(), labels, reduction="none", label_smoothing=self.label_smoothing
         )
-        weighted = losses * self.weights.to(losses.device)[labels]
-        return weighted.sum() / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+        # A cell that only keeps a process busy has the label -100, and a loss of 0.
+        weighted = losses * self.weights.to(losses.device)[labels.clamp(min=0)]
+        num_cells = (labels != IGNORED_LABEL).sum().clamp(min=1)
+        return weighted.sum() / (num_cells if num_items_in_batch is None else num_items_in_batch)
 
 
 def class_weighted_loss(

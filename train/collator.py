@@ -60,9 +60,15 @@ class CellCollator:
     Masking follows the paper (section 2.6): of each cell's expressed genes, `masked_fraction` (at least one) are
     predicted; each is replaced by the mask token with `replace_probability` and keeps its own bin otherwise.
 
-    A gene's lot is a hash of (random salt of the batch, the cell's content, the gene), so no global generator is
-    touched, and the draw does not depend on the order of cells or genes. With ``deterministic=True`` the salt is fixed
-    by `seed`: the same cell is masked the same way in every epoch, and held-out losses can be compared.
+    A gene's lot is a hash of (salt, the cell's content, the gene), so no global generator is touched, and the draw does
+    not depend on the order of cells or genes. The salt follows from `seed` and
+
+    - the epoch, for batches that a `CellBatchSampler` chose: a cell is masked anew in every epoch, and the same way
+      whatever batch, process or loader's worker it falls to, and whether the run was interrupted before;
+    - nothing else with ``deterministic=True``: the same masks in every epoch, so that held-out losses can be compared;
+    - a private random stream for all other rows.
+
+    Cells of a batch that do not count (see `BatchOfCells`) have labels of -100 only.
 
     Parameters
     ----------
@@ -81,7 +87,8 @@ class CellCollator:
     label2id
         Class name -> id; without it the column holds ids.
     seed
-        Fixes every draw. Data-loader workers derive their own streams from it and from their worker seed.
+        Fixes every draw. For rows of no known epoch data-loader workers derive their own streams from it and from their
+        worker seed.
     deterministic
         The same masks for the same cell every time.
 
@@ -147,7 +154,9 @@ class CellCollator:
         """Return the batch of `rows`, in their order."""
         cells = _flatten(rows)
         self._check_ids(cells)
-        lots = self._draw_lots(cells) if self.masked_fraction or self.gene_dropout else None
+        counted = rows.num_counted if isinstance(rows, CellBatch) else None
+        epoch = rows.epoch if isinstance(rows, CellBatch) else None
+        lots = self._draw_lots(cells, epoch) if self.masked_fraction or self.gene_dropout else None
         if lots is not None and self.gene_dropout:
             kept = _keep_genes(cells, lots, self.gene_dropout)
             counts = np.add.reduceat(kept, cells.starts, dtype=np.int64)
@@ -159,6 +168,8 @@ class CellCollator:
         batch = lay_out(cells, tokens, targets)
         if self.label_column is not None:
             batch["labels"] = torch.from_numpy(self._class_ids(rows))
+        if counted is not None and "labels" in batch:
+            batch["labels"][counted:] = IGNORED_LABEL
         return batch
 
     def __getstate__(self) -> dict[str, Any]:  # Any: attributes
@@ -175,19 +186,23 @@ class CellCollator:
                     f"{values.max()}; these cells were tokenized by another tokenizer than the model's"
                 )
 
-    def _draw_lots(self, cells: FlatCells) -> UInt64Array:
-        """Return one random 64-bit number a gene, from the batch's salt, the content of its cell and the gene."""
+    def _draw_lots(self, cells: FlatCells, epoch: int | None) -> UInt64Array:
+        """Return one random 64-bit number a gene, from the salt, the content of its cell and the gene."""
         genes = cells.gene_ids.astype(np.uint64)
         lots = genes * _BINS_PER_GENE
         lots += cells.bins.astype(np.uint64)
         content = np.add.reduceat(_mix_in_place(lots), cells.starts)
-        content ^= self._salt()
+        content ^= self._salt(epoch)
         genes += np.repeat(_mix_in_place(content), cells.counts)
         return _mix_in_place(genes)
 
-    def _salt(self) -> np.uint64:
+    def _salt(self, epoch: int | None) -> np.uint64:
+        of_seed = _mix(np.array([self.seed], dtype=np.uint64))
         if self.deterministic:
-            return _mix(np.array([self.seed], dtype=np.uint64))[0]
+            return of_seed[0]
+        if epoch is not None:
+            # Of no epoch it is that of the deterministic masks.
+            return _mix_in_place(of_seed ^ np.uint64(epoch + 1))[0]
         if self._generator is None:
             worker = get_worker_info()
             entropy = [self.seed] if worker is None else [self.seed, worker.seed]

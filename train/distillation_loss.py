@@ -12,6 +12,7 @@ import numpy.typing as npt
 from torch import Tensor
 from torch.nn import functional
 
+from screformer.train.collator import IGNORED_LABEL
 from screformer.train.metrics import cell_type_scores
 from screformer.train.taught_cells import NO_CLASS
 
@@ -45,9 +46,11 @@ class DistillationLoss:
 
     def __call__(self, outputs: Any, targets: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Return the mean over the cells, those of all batches of an optimizer step if the Trainer has counted them."""
-        losses = self.of_cells(outputs["logits"], targets)
+        # What only keeps a process busy counts for nothing, but stays in the graph, in which all processes meet.
+        is_counted = targets[:, 0] != IGNORED_LABEL
+        losses = self.of_cells(outputs["logits"], targets.masked_fill(~is_counted[:, None], NO_CLASS)) * is_counted
         if num_items_in_batch is None:
-            return losses.mean()
+            return losses.sum() / is_counted.sum().clamp(min=1)
         # The Trainer counts the numbers in the targets.
         num_cells = num_items_in_batch / targets.shape[1]
         return losses.sum() / (num_cells.to(losses.device) if isinstance(num_cells, Tensor) else num_cells)

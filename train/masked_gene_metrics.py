@@ -14,7 +14,8 @@ import torch
 from tqdm.auto import tqdm
 
 from screformer.train.cell_dataset import CELLS_READ_AT_ONCE, CellDataset
-from screformer.train.metrics import IGNORED_LABEL, Int64Array, keep_logits
+from screformer.train.collator import IGNORED_LABEL
+from screformer.train.metrics import Int64Array, keep_logits
 
 Float64Array = npt.NDArray[np.float64]
 Tensors = torch.Tensor | tuple[torch.Tensor, ...]

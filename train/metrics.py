@@ -15,7 +15,6 @@ Int64Array = npt.NDArray[np.int64]
 
 NUM_CALIBRATION_BINS = 15
 MAX_CURVE_POINTS = 200
-IGNORED_LABEL = -100
 
 
 def classification_metrics(

@@ -33,6 +33,7 @@ from screformer.train.training_run import (
     begin_run,
     describe_run,
     early_stopping,
+    leave_process_group,
     log_to_console,
     set_seeds,
     train_and_save,
@@ -176,6 +177,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
     logger.info("checkpoint and results: %s", result.output_dir)
+    leave_process_group()
 
 
 if __name__ == "__main__":

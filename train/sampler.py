@@ -7,7 +7,8 @@ Cultrera di Montesano 2025). A data set that is smaller than the buffer is shuff
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,8 +22,11 @@ LengthsOf = Callable[[Int64Array], Int64Array]
 # By measurement, see benchmarks/results/feeding_cpu.md.
 BLOCK_SIZE = 16
 BUFFER_SIZE = 16_384
-# Cells of similar length are looked for among those of so many batches.
+# Cells of similar length are looked for among those of so many steps.
 BATCHES_GROUPED = 50
+
+# What a generator is for, beside the number of the buffer.
+_CELLS, _STEPS = 0, 1
 
 
 @dataclass(frozen=True)
@@ -108,10 +112,27 @@ class _Resumable:
         return self._num_given
 
 
-class BlockShuffleSampler(_Resumable, Sampler[int]):
-    """Gives every cell exactly once an epoch, over all ranks; blocks of neighbours stay near each other in time.
+class BatchOfCells(list[int]):
+    """Numbers of the cells of one batch, with what their collator must know.
 
-    Every rank has its own blocks (but those at the bounds between ranks), and as many cells as the others, up to one.
+    Attributes
+    ----------
+    epoch
+        In which they are drawn; masks follow from it.
+    num_counted
+        Cells, from the first on, that count; what comes after them only keeps a process busy that has no cell in this
+        step.
+    """
+
+    def __init__(self, cells: Iterable[int] = (), *, epoch: int = 0, num_counted: int = 0) -> None:
+        super().__init__(cells)
+        self.epoch = epoch
+        self.num_counted = num_counted
+
+
+class BlockShuffleSampler(_Resumable, Sampler[int]):
+    """Gives every cell exactly once an epoch; blocks of neighbours stay near each other in time.
+
     Memory: 4 bytes a block (3.75 MB for 15 million cells in blocks of 16; twelve while an epoch begins) and 16 bytes a
     cell of the buffer.
 
@@ -121,31 +142,23 @@ class BlockShuffleSampler(_Resumable, Sampler[int]):
         To choose from: numbers 0 to `num_cells` - 1.
     shuffling
         Block, buffer and seed.
-    rank
-        This process.
 
     Raises
     ------
     ValueError
-        There are fewer cells than ranks, or no such rank.
+        There are no cells.
     """
 
-    def __init__(self, num_cells: int, shuffling: Shuffling | None = None, *, rank: Rank | None = None) -> None:
+    def __init__(self, num_cells: int, shuffling: Shuffling | None = None) -> None:
         super().__init__()
+        if num_cells < 1:
+            msg = f"num_cells must be at least 1, got {num_cells}; there is nothing to shuffle"
+            raise ValueError(msg)
         self.num_cells = num_cells
         self.shuffling = shuffling or Shuffling()
-        self.rank = rank or Rank()
-        process, num_processes = self.rank
-        if not 0 <= process < num_processes:
-            msg = f"rank: process must lie between 0 and num_processes - 1 = {num_processes - 1}, got {process}"
-            raise ValueError(msg)
-        if num_cells < num_processes:
-            msg = f"num_cells={num_cells} is too few for {num_processes} processes; each needs at least one cell"
-            raise ValueError(msg)
-        self._first, self._last = (num_cells * number // num_processes for number in (process, process + 1))
 
     def __len__(self) -> int:
-        return self._last - self._first
+        return self.num_cells
 
     def __iter__(self) -> Iterator[int]:
         number, skipped = divmod(self._begin(), self.shuffling.buffer_size)
@@ -155,48 +168,51 @@ class BlockShuffleSampler(_Resumable, Sampler[int]):
                 yield cell
             skipped = 0
 
-    def buffers(self, *, first: int = 0, size: int | None = None) -> Iterator[Int64Array]:
-        """Give the shuffled cells of each buffer, from buffer number `first` on; `size` instead of the buffer's own."""
-        size = size or self.shuffling.buffer_size
-        blocks = _BlockOrder(self.num_cells, self.shuffling, self.epoch)
-        for number, start in enumerate(range(self._first, self._last, size)):
-            if number >= first:
-                cells = blocks.cells(start, min(start + size, self._last))
-                yield _generator(self.shuffling.seed, self.epoch, self.rank.process, number).permutation(cells)
+    def buffers(self, *, first: int = 0) -> Iterator[Int64Array]:
+        """Give the shuffled cells of each buffer, from buffer number `first` on."""
+        order = _BlockOrder(self.num_cells, self.shuffling, self.epoch)
+        for places in order.buffers(first, self.shuffling.buffer_size):
+            yield order.cells(places)
 
 
 class CellBatchSampler(_Resumable, Sampler[list[int]]):
-    """Batches of block-shuffled cells, as many on every rank.
+    """Batches of block-shuffled cells, shared out over processes step by step.
 
-    With `lengths_of` the batches are of similar length: within `BATCHES_GROUPED` batches of a buffer the cells are
-    sorted by it, and the buffer's batches are shuffled. Every cell comes exactly once an epoch over all ranks; so that
-    all have as many batches, the last two of a rank may be smaller. (Only where a rank has fewer cells than others have
-    batches, which takes `batch_size` 1, it repeats one.)
+    All processes together take at every step the cells that one process with batches as many times larger takes: the
+    order of the cells, and with it what is learned, follows from the seed and not from how many share the work. Of a
+    step's cells, those of blocks that stand together in the order go to one process, so that most blocks are read by
+    one process only.
+
+    With `lengths_of` the cells of a step are of similar length: within `BATCHES_GROUPED` steps of a buffer the cells
+    are sorted by it, and the buffer's steps are shuffled.
+
+    Every cell counts exactly once an epoch. The last step may be smaller; a process that it leaves without a cell gets
+    one that does not count.
 
     Parameters
     ----------
     num_cells
         To choose from.
     batch_size
-        Cells a batch.
+        Cells a batch, for each process.
     shuffling
-        Block, buffer and seed; the buffer is taken as whole batches.
+        Block, buffer and seed. With `lengths_of` the buffer is taken as whole steps.
     lengths_of
         Gives the lengths of the cells with these numbers; asked a buffer at a time.
     rank
         This process.
     drop_last
-        Leave out batches that are not full.
+        Leave out a last step that is not full.
 
     Attributes
     ----------
     padding
-        Of the batches that were made since the sampler was; counted with `lengths_of` only.
+        Of this process's batches since the sampler was made; counted with `lengths_of` only.
 
     Raises
     ------
     ValueError
-        `batch_size` is below 1, there are too few cells for the ranks, or for one batch with `drop_last`.
+        `batch_size` is below 1, there is no such rank, no cell, or too few for one step with `drop_last`.
     """
 
     def __init__(
@@ -210,85 +226,98 @@ class CellBatchSampler(_Resumable, Sampler[list[int]]):
         drop_last: bool = False,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            msg = f"batch_size must be at least 1, got {batch_size}"
-            raise ValueError(msg)
-        self._cells = BlockShuffleSampler(num_cells, shuffling, rank=rank)
+        self.rank = rank or Rank()
+        self._step_size = batch_size * self.rank.num_processes
+        _check_shares(num_cells, batch_size, self.rank, drop_last=drop_last)
+        self.num_cells = num_cells
         self.batch_size = batch_size
+        self.shuffling = shuffling or Shuffling()
         self.drop_last = drop_last
         self.padding = Padding(0, 0)
         self._lengths_of = lengths_of
-        self._batches_a_buffer = max(1, self._cells.shuffling.buffer_size // batch_size)
-        num_processes = self._cells.rank.num_processes
-        if drop_last:
-            self._num_batches = num_cells // num_processes // batch_size
-        else:
-            self._num_batches = _ceil_divide(_ceil_divide(num_cells, num_processes), batch_size)
-        if not self._num_batches:
-            msg = (
-                f"drop_last leaves no batch of batch_size={batch_size} for {num_processes} processes with {num_cells} "
-                "cells; choose a smaller batch_size"
-            )
-            raise ValueError(msg)
 
     def __len__(self) -> int:
-        return self._num_batches
+        return self.num_cells // self._step_size if self.drop_last else _ceil_divide(self.num_cells, self._step_size)
 
-    def __iter__(self) -> Iterator[list[int]]:
-        self._cells.set_epoch(self.epoch)
-        size = self._batches_a_buffer * self.batch_size
-        last = _ceil_divide(len(self._cells), size) - 1
+    def __iter__(self) -> Iterator[BatchOfCells]:
+        order = _BlockOrder(self.num_cells, self.shuffling, self.epoch)
         start = self._begin()
-        first = min(start // self._batches_a_buffer, last)
-        skipped = start - first * self._batches_a_buffer
-        for number, cells in enumerate(self._cells.buffers(first=first, size=size), start=first):
-            # The last buffer may have to give one batch more, or, where the rest is dropped, none.
-            left = self._num_batches - number * self._batches_a_buffer
-            batches = self._cut(cells, number, left if number == last else self._batches_a_buffer)
-            for batch in batches[skipped:]:
-                self._num_given += 1
-                yield batch.tolist()
+        steps = self._steps(order, start) if self._lengths_of is None else self._grouped_steps(order, start)
+        for step in itertools.islice(steps, len(self) - start):
+            self._num_given += 1
+            own = self._share(step.places)
+            if step.lengths is not None:
+                self._count_padding(step.lengths[own])
+            # Without a cell of its own a process still takes part in the step, with one of the others'.
+            given = own if len(own) else np.zeros(1, dtype=np.int64)
+            cells = order.cells(step.places[given]).tolist()
+            yield BatchOfCells(cells, epoch=self.epoch, num_counted=len(own))
+
+    def _steps(self, order: _BlockOrder, start: int) -> Iterator[_Step]:
+        """Give each step, from number `start` on: the next cells of the order."""
+        number, skipped = divmod(start * self._step_size, self.shuffling.buffer_size)
+        waiting = np.empty(0, dtype=np.int64)
+        for buffer in order.buffers(number, self.shuffling.buffer_size):
+            waiting = np.concatenate((waiting, buffer[skipped:]))
+            skipped = 0
+            num_full = len(waiting) // self._step_size
+            *steps, waiting = np.split(waiting, np.arange(1, num_full + 1) * self._step_size)
+            yield from (_Step(places) for places in steps)
+        if len(waiting):
+            yield _Step(waiting)
+
+    def _grouped_steps(self, order: _BlockOrder, start: int) -> Iterator[_Step]:
+        """Give each step, from number `start` on: cells of similar length, from whole steps of a buffer."""
+        steps_a_buffer = max(1, self.shuffling.buffer_size // self._step_size)
+        first, skipped = divmod(start, steps_a_buffer)
+        for number, places in enumerate(order.buffers(first, steps_a_buffer * self._step_size), start=first):
+            num_full = len(places) // self._step_size
+            if self.drop_last:
+                places = places[: num_full * self._step_size]
+            steps = self._sort(order, places)
+            # A smaller step stays at the end.
+            generator = _generator(self.shuffling.seed, self.epoch, _CELLS, number, _STEPS)
+            in_order = [*generator.permutation(num_full), *range(num_full, len(steps))]
+            yield from [steps[place] for place in in_order][skipped:]
             skipped = 0
 
-    def _cut(self, cells: Int64Array, number: int, num_batches: int) -> list[Int64Array]:
-        """Return the batches of one buffer."""
-        if num_batches > len(cells):
-            cells = np.concatenate((cells, cells[:1]))
-        bounds = np.minimum(np.arange(num_batches + 1) * self.batch_size, len(cells))
-        # Where another rank has a cell more, and with it a batch more, the last full batch lends one of its own.
-        bounds[max(0, num_batches - 1)] = min(bounds[max(0, num_batches - 1)], len(cells) - 1)
-        if self._lengths_of is None:
-            return np.split(cells, bounds[1:])[:num_batches]
-        cells, lengths = self._sort(cells[: bounds[-1]])
-        batches = np.split(cells, bounds[1:])[:num_batches]
-        self._count_padding(lengths, bounds)
-        # A smaller batch stays at the end.
-        num_full = num_batches - sum(len(batch) < self.batch_size for batch in batches)
-        order = self._generator(number).permutation(num_full)
-        return [batches[place] for place in order] + batches[num_full:]
-
-    def _sort(self, cells: Int64Array) -> tuple[Int64Array, Int64Array]:
-        """Return the cells, sorted by length within windows, and their lengths."""
+    def _sort(self, order: _BlockOrder, places: Int64Array) -> list[_Step]:
+        """Return the steps of a buffer, its cells sorted by length within windows."""
         assert self._lengths_of is not None
-        lengths = self._lengths_of(cells)
-        windows = np.arange(len(cells)) // (BATCHES_GROUPED * self.batch_size)
-        order = np.lexsort((-lengths, windows))
-        return cells[order], lengths[order]
+        lengths = self._lengths_of(order.cells(places))
+        windows = np.arange(len(places)) // (BATCHES_GROUPED * self._step_size)
+        sorted_by_length = np.lexsort((-lengths, windows))
+        bounds = range(0, len(places), self._step_size)
+        parts = [sorted_by_length[bound : bound + self._step_size] for bound in bounds]
+        return [_Step(places[part], lengths[part]) for part in parts]
 
-    def _count_padding(self, lengths: Int64Array, bounds: Int64Array) -> None:
-        num_tokens = int((np.maximum.reduceat(lengths, bounds[:-1]) * np.diff(bounds)).sum()) if len(lengths) else 0
+    def _share(self, places: Int64Array) -> Int64Array:
+        """Return which of a step's cells are this process's."""
+        process, num_processes = self.rank
+        if num_processes == 1:
+            return np.arange(len(places))
+        first, last = (len(places) * number // num_processes for number in (process, process + 1))
+        return np.argsort(places)[first:last]
+
+    def _count_padding(self, lengths: Int64Array) -> None:
+        num_tokens = int(lengths.max(initial=0)) * len(lengths)
         num_padded = num_tokens - int(lengths.sum())
         self.padding = Padding(self.padding.num_tokens + num_tokens, self.padding.num_padded + num_padded)
 
-    def _generator(self, number: int) -> np.random.Generator:
-        return _generator(self._cells.shuffling.seed, self.epoch, self._cells.rank.process, number, 1)
+
+class _Step(NamedTuple):
+    """The cells that all processes together take at once: their places in the epoch's order, and lengths if asked."""
+
+    places: Int64Array
+    lengths: Int64Array | None = None
 
 
 class _BlockOrder:
     """All cells of an epoch as a sequence of shuffled blocks, any stretch of which can be had without the rest."""
 
     def __init__(self, num_cells: int, shuffling: Shuffling, epoch: int) -> None:
-        self._size = shuffling.block_size
+        self._num_cells, self._size = num_cells, shuffling.block_size
+        self._seed, self._epoch = shuffling.seed, epoch
         num_blocks = _ceil_divide(num_cells, self._size)
         order = _generator(shuffling.seed, epoch).permutation(num_blocks)
         # The cells that the last block lacks, and where the blocks after it begin too early by as many.
@@ -296,11 +325,37 @@ class _BlockOrder:
         self._short_end = (int(np.flatnonzero(order == num_blocks - 1)[0]) + 1) * self._size - self._missing
         self._order = order.astype(np.uint32)
 
-    def cells(self, first: int, last: int) -> Int64Array:
-        places = np.arange(first, last)
-        places[places >= self._short_end] += self._missing
+    def buffers(self, first: int, size: int) -> Iterator[Int64Array]:
+        """Give the shuffled places of each stretch of `size` cells, from stretch number `first` on."""
+        for start in range(first * size, self._num_cells, size):
+            places = np.arange(start, min(start + size, self._num_cells))
+            yield _generator(self._seed, self._epoch, _CELLS, start // size).permutation(places)
+
+    def cells(self, places: Int64Array) -> Int64Array:
+        """Return the cells that stand at these places of the order."""
+        places = np.where(places >= self._short_end, places + self._missing, places)
         blocks, offsets = np.divmod(places, self._size)
         return self._order[blocks].astype(np.int64) * self._size + offsets
+
+
+def _check_shares(num_cells: int, batch_size: int, rank: Rank, *, drop_last: bool) -> None:
+    """Raise ValueError unless every process gets batches."""
+    if batch_size < 1:
+        msg = f"batch_size must be at least 1, got {batch_size}"
+        raise ValueError(msg)
+    process, num_processes = rank
+    if not 0 <= process < num_processes:
+        msg = f"rank: process must lie between 0 and num_processes - 1 = {num_processes - 1}, got {process}"
+        raise ValueError(msg)
+    if num_cells < 1:
+        msg = f"num_cells must be at least 1, got {num_cells}; there is nothing to train on"
+        raise ValueError(msg)
+    if drop_last and num_cells < batch_size * num_processes:
+        msg = (
+            f"drop_last leaves no batch of batch_size={batch_size} for {num_processes} processes with {num_cells} "
+            "cells; choose a smaller batch_size"
+        )
+        raise ValueError(msg)
 
 
 def _generator(seed: int, *places: int) -> np.random.Generator:

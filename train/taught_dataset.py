@@ -13,7 +13,7 @@ from torch import Tensor
 
 from screformer.tokenization.corpus import Corpus
 from screformer.train.cell_dataset import CellBatch, CellDataset, Positions
-from screformer.train.collator import CellCollator
+from screformer.train.collator import IGNORED_LABEL, CellCollator
 from screformer.train.teacher_logits import TeacherLogits
 
 Int64Array = npt.NDArray[np.int64]
@@ -54,7 +54,7 @@ class TaughtCellDataset(CellDataset):
         cells, numbers = super().__getitems__(positions), np.asarray(positions, dtype=np.int64)
         class_ids = self.class_ids[numbers, None].astype(np.float32)
         targets = np.concatenate([class_ids, self.teacher_logits.of(self.corpus_rows[numbers])], axis=1)
-        return TaughtCellBatch(cells.input_ids, cells.gene_ids, cells.counts, cells.columns, targets)
+        return TaughtCellBatch(**vars(cells), targets=targets)
 
 
 class TaughtCellCollator(CellCollator):
@@ -63,4 +63,7 @@ class TaughtCellCollator(CellCollator):
     def __call__(self, rows: Sequence[Any] | CellBatch) -> dict[str, Tensor]:  # Any: as CellCollator has it
         """Return the batch of `rows`, in their order."""
         assert isinstance(rows, TaughtCellBatch)
-        return {**super().__call__(rows), "labels": torch.from_numpy(rows.targets)}
+        labels = torch.from_numpy(rows.targets)
+        if rows.num_counted is not None:
+            labels[rows.num_counted :] = IGNORED_LABEL
+        return {**super().__call__(rows), "labels": labels}

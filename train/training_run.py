@@ -6,35 +6,32 @@ import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from accelerate.data_loader import prepare_data_loader
-from torch import nn
-from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, enable_full_determinism, set_seed
-from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint, seed_worker
+from transformers.trainer_utils import IntervalStrategy
 
 from screformer.tokenization.corpus import Corpus
 from screformer.train.arguments import ScReformerTrainingArguments
-from screformer.train.cell_dataset import CellDataset
-from screformer.train.class_weights import ClassWeightedLoss
-from screformer.train.collator import CellCollator
+from screformer.train.cell_trainer import CellTrainer
+from screformer.train.checkpoints import (
+    last_whole_checkpoint,
+    mean_training_loss,
+    remove_broken_checkpoints,
+    remove_checkpoints,
+)
 from screformer.train.lora import ADAPTER_FOLDER, check_not_sharded, has_adapters, merge_adapters
-from screformer.train.parameter_groups import slow_lower_layers
 from screformer.train.resources import RESOURCE_FILES, write_resources
 from screformer.train.result_files import finite, read_json, software_versions, write_json
-from screformer.train.sampler import CellBatchSampler, Rank
 from screformer.train.seen_cells import SEEN_FILES, record_seen_cells
 from screformer.train.telemetry import (
     CURVES_FILE,
     HISTORY_FILE,
     HistoryWriter,
-    MeasuredTrainer,
     check_report_to,
     remove_event_files,
 )
@@ -50,7 +47,6 @@ DEFINING_SETTINGS = (
     "shuffle_block_size", "shuffle_buffer_size", "train_sampling_strategy", "lr_scheduler_kwargs",
     "label_smoothing_factor", "class_weights", "layer_lr_decay", "freeze", "full_determinism",
 )  # fmt: skip
-GROUP_BY_LENGTH = "group_by_length"
 
 
 class TrainingResult(NamedTuple):
@@ -58,101 +54,6 @@ class TrainingResult(NamedTuple):
 
     output_dir: Path
     metrics: dict[str, Any]
-
-
-class CellTrainer(MeasuredTrainer):
-    """The Trainer with block-shuffled cells, and a second collator for evaluation: the same masks every time.
-
-    Cells of a `CellDataset` are block-shuffled (`train_sampling_strategy` ``"random"``), and in batches of similar
-    length on top of it (``"group_by_length"``); each process reads its own part. Other data sets and strategies are the
-    Trainer's own.
-
-    Parameters
-    ----------
-    eval_data_collator
-        Collates held-out cells.
-    *args, **kwargs
-        As for `transformers.Trainer`.
-    """
-
-    data_collator: CellCollator
-    label_smoother: Any  # Any: Trainer's own
-    compute_loss_func: Any
-
-    def __init__(self, *args: Any, eval_data_collator: CellCollator, **kwargs: Any) -> None:  # Any: Trainer's own
-        super().__init__(*args, **kwargs)
-        self.eval_data_collator = eval_data_collator
-        self.batch_sampler: CellBatchSampler | None = None
-
-    def get_train_dataloader(self) -> DataLoader:
-        """Return the loader of training cells."""
-        cells, training = self.train_dataset, self.args
-        if not isinstance(cells, CellDataset) or training.train_sampling_strategy not in ("random", GROUP_BY_LENGTH):
-            return super().get_train_dataloader()
-        self.batch_sampler = CellBatchSampler(
-            len(cells),
-            self._train_batch_size,
-            training.shuffling,
-            lengths_of=cells.lengths_of if training.train_sampling_strategy == GROUP_BY_LENGTH else None,
-            rank=Rank(training.process_index, training.world_size),
-            drop_last=training.dataloader_drop_last,
-        )
-        num_workers = training.dataloader_num_workers
-        loader = DataLoader(
-            cells,
-            batch_sampler=self.batch_sampler,
-            collate_fn=self.data_collator,
-            num_workers=num_workers,
-            pin_memory=training.dataloader_pin_memory,
-            persistent_workers=training.dataloader_persistent_workers,
-            multiprocessing_context=training.dataloader_multiprocessing_context,
-            prefetch_factor=training.dataloader_prefetch_factor,
-            worker_init_fn=partial(seed_worker, num_workers=num_workers, rank=training.process_index),
-        )
-        # The batches are this process's own; accelerate, told of one process, does not share them out again.
-        return prepare_data_loader(
-            loader, device=self.accelerator.device, num_processes=1, process_index=0, put_on_device=True
-        )
-
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Return the Trainer's optimizer, with slower lower layers if `layer_lr_decay` asks for them."""
-        is_new = self.optimizer is None
-        optimizer = super().create_optimizer(model)
-        if is_new and self.args.layer_lr_decay != 1:
-            named = (self.model if model is None else model).named_parameters()
-            layers = self.model.config.num_hidden_layers
-            slow_lower_layers(optimizer, named, self.args.layer_lr_decay, num_layers=layers)
-        return optimizer
-
-    def compute_loss(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:  # Any: Trainer's own
-        """Return the loss to learn by; of held-out cells the plain one, so that runs with other options compare."""
-        # A loss of labels of another form, as of distillation, is the only one there is.
-        if model.training or not isinstance(self.compute_loss_func, ClassWeightedLoss | None):
-            return super().compute_loss(model, *args, **kwargs)
-        options = self.label_smoother, self.compute_loss_func
-        self.label_smoother = self.compute_loss_func = None
-        try:
-            return super().compute_loss(model, *args, **kwargs)
-        finally:
-            self.label_smoother, self.compute_loss_func = options
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> Any:  # Any: Trainer's own
-        if isinstance(eval_dataset, CellDataset) and self.args.train_sampling_strategy == GROUP_BY_LENGTH:
-            return np.argsort(-eval_dataset.lengths, kind="stable")
-        return super()._get_eval_sampler(eval_dataset)
-
-    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:  # Any: Trainer's own
-        """Return the loader of held-out cells."""
-        training_collator = self.data_collator
-        self.data_collator = self.eval_data_collator
-        try:
-            return super().get_eval_dataloader(*args, **kwargs)
-        finally:
-            self.data_collator = training_collator
-
-    def describe_evaluation(self, folder: Path) -> dict[str, Any]:
-        """Return what the last evaluation found beside numbers, for metrics.json; figures of it go to `folder`."""
-        return {}
 
 
 def describe_run(
@@ -165,6 +66,7 @@ def describe_run(
         "corpus": dict(corpus),
         **{name: asdict(value) for name, value in arguments.items()},
         "training": training.to_dict(),
+        "num_processes": training.world_size,
         "versions": software_versions(),
     }
 
@@ -187,14 +89,17 @@ def begin_run(training: ScReformerTrainingArguments, record: Mapping[str, Any]) 
         earlier = read_json(folder / RECORD_FILE) if (folder / RECORD_FILE).exists() else None
         is_finished = earlier is not None and earlier["state"] == "finished"
         # What stopped before its first checkpoint has nothing to lose, and its settings do not matter.
-        if earlier is not None and (is_finished or _last_checkpoint(folder)):
+        if earlier is not None and (is_finished or last_whole_checkpoint(folder)):
             _refuse_other_settings(folder, earlier, record)
         if is_finished:
+            if training.process_index == 0 and not training.keep_checkpoints:
+                remove_checkpoints(folder)  # where the run was killed before it could
             logger.info("%s holds this run, finished; nothing to do. Start over with --overwrite.", folder)
             return TrainingResult(folder, read_json(folder / METRICS_FILE))
         if training.process_index == 0:
+            remove_broken_checkpoints(folder)
             write_json(folder / RECORD_FILE, record)
-    checkpoint = training.resume_from_checkpoint or _last_checkpoint(folder)
+    checkpoint = training.resume_from_checkpoint or last_whole_checkpoint(folder)
     if checkpoint:
         logger.info("resuming from %s. To start over instead: --overwrite, which deletes it.", checkpoint)
     return checkpoint
@@ -255,7 +160,7 @@ def train_and_save(
     check_not_sharded(trainer)
     history = HistoryWriter(folder, title=str(record["task"]).capitalize(), scores=scores)
     trainer.add_callback(history)
-    outcome = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.batch_sampler is not None and trainer.batch_sampler.padding.num_tokens:
         logger.info("%.1f%% of the tokens of training were padding", 100 * trainer.batch_sampler.padding.share)
     log_history = list(trainer.state.log_history)
@@ -267,7 +172,7 @@ def train_and_save(
             for name, value in evaluation.items()
             if name.startswith("eval_") and not name.endswith(("_runtime", "_per_second", "_time"))
         },
-        "training_loss": outcome.training_loss,
+        "training_loss": mean_training_loss(trainer.state.log_history),
         "epochs": trainer.state.epoch,
         "steps": trainer.state.global_step,
         "best_step": trainer.state.best_global_step,
@@ -285,7 +190,7 @@ def train_and_save(
         record_seen_cells(folder, corpus, used_rows, checkpoint=record["model"]["checkpoint"])
         write_json(folder / RECORD_FILE, {**record, "state": "finished"})
         if not training.keep_checkpoints:
-            _remove_checkpoints(folder)
+            remove_checkpoints(folder)
     return TrainingResult(folder, finite(metrics))
 
 
@@ -296,8 +201,11 @@ def log_to_console(training: ScReformerTrainingArguments) -> None:
     logging.getLogger("screformer").setLevel(level)
 
 
-def _last_checkpoint(folder: Path) -> str | None:
-    return get_last_checkpoint(folder) if folder.is_dir() else None
+def leave_process_group() -> None:
+    """Take leave of the other processes of a distributed run, so that none ends while another still talks to it."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def _refuse_other_settings(folder: Path, earlier: Mapping[str, Any], record: Mapping[str, Any]) -> None:
@@ -319,17 +227,10 @@ def _refuse_other_settings(folder: Path, earlier: Mapping[str, Any], record: Map
 
 
 def _remove_run(folder: Path) -> None:
-    _remove_checkpoints(folder)
+    remove_checkpoints(folder)
+    remove_broken_checkpoints(folder)
     shutil.rmtree(folder / ADAPTER_FOLDER, ignore_errors=True)
     results = (METRICS_FILE, HISTORY_FILE, CURVES_FILE, BY_BIN_FIGURE, *RESOURCE_FILES, *SEEN_FILES)
     for name in (RECORD_FILE, *results, "model.safetensors"):
         (folder / name).unlink(missing_ok=True)
     remove_event_files(folder)
-
-
-def _remove_checkpoints(folder: Path) -> None:
-    for checkpoint in folder.glob("checkpoint-*"):
-        # Nothing but what a Trainer wrote.
-        if (checkpoint / "trainer_state.json").exists():
-            logger.info("deleting %s", checkpoint)
-            shutil.rmtree(checkpoint)
