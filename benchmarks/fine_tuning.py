@@ -75,6 +75,8 @@ COMMON = {
     "overwrite": True,
     "use_cpu": True,
 }
+# Activations fit into memory, and need not be computed twice.
+START = ["--preset", "tiny", "--gene_space", "expressed", "--config_overrides", "reversible=false"]
 LONGER = "--learning_rate 1e-3 --num_train_epochs 3"
 SYSTEMS = {
     "small": System("paper's classifier + regression on principal components (finetune-small)", "finetune-small"),
@@ -204,9 +206,7 @@ def train_and_test(run: Run) -> str:
 def _model_scores(run: Run) -> dict[str, Any]:
     system, task = SYSTEMS[run.system], run.task
     folder = run.result.with_suffix("")
-    start = ["--preset", "tiny", "--gene_space", "expressed", "--config_overrides", "reversible=false"]
-    if system.is_pretrained:
-        start = ["--checkpoint", str(run.checkpoint)]
+    start = ["--checkpoint", str(run.checkpoint)] if system.is_pretrained else START
     given = [*system.arguments.split(), *start, "--corpus", task.corpus, "--group_column", task.group_column]
     given += ["--test_groups", *run.test_groups, "--output_dir", str(folder), "--seed", str(run.seed)]
     given += [part for name, value in COMMON.items() for part in (f"--{name}", str(value))]

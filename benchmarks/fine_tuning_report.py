@@ -92,10 +92,10 @@ def _difference(runs: Sequence[Mapping[str, Any]], name: str, baseline: str, sco
     ours = list(_scores_of_seeds([run for run in runs if run["system"] == name])[score].values())
     theirs = list(_scores_of_seeds([run for run in runs if run["system"] == baseline])[score].values())
     draws = np.random.default_rng(0).choice(np.array(ours), (NUM_RESAMPLES, len(ours))).mean(axis=1) - np.mean(theirs)
-    low, high = np.quantile(draws, [0.025, 0.975]) if len(ours) > 1 else (None, None)
+    interval = [round(float(end), 4) for end in np.quantile(draws, [0.025, 0.975])]
     return {
         "mean": round(float(np.mean(ours) - np.mean(theirs)), 4),
-        "interval_95": None if low is None else [round(float(low), 4), round(float(high), 4)],
+        "interval_95": interval if len(ours) > 1 else None,
     }
 
 

@@ -14,7 +14,13 @@ import numpy as np
 from scipy import sparse
 
 from screformer.benchmarks.simple_baselines import log1p_cp10k, logistic_regression
-from screformer.tokenization import ScReformerTokenizer, build_corpus, example_cells_path, open_count_matrix
+from screformer.tokenization import (
+    ScReformerTokenizer,
+    build_corpus,
+    example_cells_path,
+    open_corpus,
+    open_count_matrix,
+)
 from screformer.tokenization.corpus_files import MANIFEST
 from screformer.train.metrics import cell_type_scores
 from screformer.train.splits import cross_validation_folds
@@ -99,7 +105,7 @@ def _make_task(name: str, cells: Path, work: Path, group_column: str) -> Task:
 
 def regression_scores(task: Task, test_groups: Sequence[str]) -> dict[str, Any]:  # Any: JSON
     """Return what a logistic regression scores in each test group, fitted to all cells outside them."""
-    vocabulary = ScReformerTokenizer().gene_vocabulary
+    vocabulary = open_corpus(task.corpus).tokenizer().gene_vocabulary
     with open_count_matrix(task.cells, vocabulary=vocabulary) as matrix:
         counts = sparse.vstack(list(matrix.blocks(BLOCK)), format="csr")
         labels = np.array([str(label or "") for label in matrix.obs_column(task.label_column)])

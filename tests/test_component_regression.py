@@ -51,6 +51,13 @@ def test_a_label_that_one_group_alone_has_does_not_stop_it() -> None:
     assert ours.weights.shape == (2, 40)
 
 
+def test_few_cells_have_as_many_components_in_every_fold_as_in_the_end() -> None:
+    features, labels, _ = cells(2, 14)
+    ours = fit_component_regression(features, labels, groups=np.where(np.arange(14) < 5, "d1", "d2"))
+    assert set(ours.search) == {f"4 components, C={c}" for c in ("0.01", "0.1", "1")}
+    assert ours.chosen in ours.search
+
+
 def test_too_little_is_refused() -> None:
     features, labels, _ = cells()
     with pytest.raises(ValueError, match="has 1 labels"):

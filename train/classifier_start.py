@@ -17,7 +17,7 @@ from screformer.modeling_screformer import ScReformerForCellClassification
 from screformer.tokenization.corpus import Corpus
 from screformer.train.cell_dataset import CellDataset
 from screformer.train.collator import CellCollator
-from screformer.train.component_regression import fit_component_regression
+from screformer.train.component_regression import ComponentRegression, fit_component_regression
 from screformer.train.labelled_cells import LabelledCells
 
 logger = logging.getLogger(__name__)
@@ -134,19 +134,28 @@ def start_linear_path(
         train = np.sort(np.random.default_rng(seed).permutation(train)[:MAX_CELLS])
     labels, groups = cells.labels[train], None if cells.groups is None else cells.groups[train]
     levels = read_levels(corpus, cells.rows[train], model.config.num_genes, model.config.num_bins)
-    if start == "logistic_regression":
-        fitted = fit_logistic_regression(levels, labels, groups=groups, is_scaled=False, seed=seed)
-        chosen, search = f"C={fitted.inverse_strength:g}", {f"C={key:g}": f1 for key, f1 in fitted.search.items()}
-    else:
-        fitted = fit_component_regression(levels, labels, groups=groups, seed=seed)
-        chosen, search = fitted.chosen, dict(fitted.search)
+    fitted = _fit(start, levels, labels, groups, seed)
     order = [model.config.label2id[name] for name in fitted.labels]
     weight = np.zeros((model.config.num_labels, model.config.num_genes))
     bias = np.full(model.config.num_labels, fitted.biases.min())
     weight[order], bias[order] = fitted.weights, fitted.biases
     model.start_linear_path(torch.from_numpy(weight).float(), torch.from_numpy(bias).float())
-    logger.info("the linear path starts as a regression of %d cells on bins: %s", len(train), chosen)
-    return {"num_cells": len(train), "chosen": chosen, "search": search}
+    logger.info("the linear path starts as a regression of %d cells on bins: %s", len(train), fitted.chosen)
+    return {"num_cells": len(train), "chosen": fitted.chosen, "search": dict(fitted.search)}
+
+
+def _fit(
+    start: LinearStart,
+    levels: sparse.csr_array,
+    labels: npt.NDArray[np.str_],
+    groups: npt.NDArray[np.str_] | None,
+    seed: int,
+) -> ComponentRegression:
+    if start == "principal_components":
+        return fit_component_regression(levels, labels, groups=groups, seed=seed)
+    fitted = fit_logistic_regression(levels, labels, groups=groups, is_scaled=False, seed=seed)
+    search = {f"C={strength:g}": score for strength, score in fitted.search.items()}
+    return ComponentRegression(fitted.labels, fitted.weights, fitted.biases, f"C={fitted.inverse_strength:g}", search)
 
 
 def read_levels(corpus: Corpus, rows: npt.NDArray[np.int64], num_genes: int, num_bins: int) -> sparse.csr_array:

@@ -77,7 +77,7 @@ def fit_component_regression(
     cell_labels, groups
         Of each cell; groups are donors or data sets.
     num_components, inverse_strengths
-        What is tried; numbers that the cells are too few for are left out.
+        What is tried; numbers that the cells of an inner fold are too few for are replaced by the most there can be.
     seed
         Fixes the decomposition and the folds of cells.
 
@@ -93,6 +93,9 @@ def fit_component_regression(
             "cells and genes, are needed"
         )
     folds = inner_folds(class_ids, groups, seed)
+    fewest = min(int((folds != fold).sum()) for fold in np.unique(folds))
+    most = max(1, min(fewest, features.shape[1]) - 1)
+    num_components = sorted({min(number, most) for number in num_components})
     predicted: dict[str, Int64Array] = {}
     for fold in np.unique(folds):
         kept = folds != fold
@@ -102,11 +105,10 @@ def fit_component_regression(
     search = {
         setting: float(f1_score(class_ids, guesses, average="macro", zero_division=0))
         for setting, guesses in predicted.items()
-        if (guesses >= 0).all()
     }
     # On equal scores max() takes the first: few components and a strong penalty.
     final = {fit.setting: fit for fit in _fits(features, class_ids, num_components, inverse_strengths, seed)}
-    chosen = final[max(search, key=search.__getitem__) if search else next(iter(final))]
+    chosen = final[max(search, key=search.__getitem__)]
     return ComponentRegression(tuple(seen.tolist()), chosen.weights, chosen.biases, chosen.setting, search)
 
 
@@ -118,14 +120,12 @@ def _fits(
     seed: int,
 ) -> Iterator[_Fit]:
     """Yield a fit for each setting, from few components and a strong penalty to many and a weak one."""
-    most = min(features.shape) - 1
-    numbers = sorted({min(number, most) for number in num_components})
-    decomposition = TruncatedSVD(numbers[-1], random_state=seed).fit(features)
+    decomposition = TruncatedSVD(num_components[-1], random_state=seed).fit(features)
     components = features @ decomposition.components_.T
     center, spread = components.mean(axis=0), components.std(axis=0)
     scale = np.where(spread > 1e-9, 1 / np.maximum(spread, 1e-9), 0.0)
     present = np.unique(class_ids)
-    for number in numbers:
+    for number in num_components:
         scaled = (components[:, :number] - center[:number]) * scale[:number]
         for strength in sorted(inverse_strengths):
             setting = f"{number} components, C={strength:g}"
