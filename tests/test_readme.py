@@ -42,7 +42,7 @@ def test_the_command_lines_run(folder):
         program, command, *arguments = line.split()
         assert program == "screformer"
         # The same lines with less to compute: one step, and a narrow model where one is made.
-        shorter = {"pretrain": TINY, "finetune": TINY[3:]}.get(command, [])
+        shorter = {"pretrain": TINY, "finetune": TINY[3:], "distill": TINY}.get(command, [])
         result = CliRunner().invoke(app, [command, *arguments, *shorter])
         assert result.exit_code == 0, (line, result.output, result.exception)
     for name in ("annotated.h5ad", "embedded.h5ad", "evaluation/evaluation.json"):
