@@ -105,7 +105,7 @@ def write_fine_tuning(results: Mapping[str, Any], path: Path) -> None:
     write_json(path.with_suffix(".json"), results)
     path.with_suffix(".md").write_text(format_fine_tuning(results), encoding="utf-8")
     bars = {
-        results["titles"][name]: {
+        name.replace("_", " "): {
             f"{task}: {title}": systems[name][score] for task, systems in results["tasks"].items()
             for score, title in SCORES.items()
         }
@@ -121,7 +121,7 @@ def format_fine_tuning(results: Mapping[str, Any]) -> str:
     lines = [f"# {results['question']}", ""]
     about = "Trained on two donors, tested on the others" if results["is_trial"] else "Each group held out in turn"
     about = f"{about}; labels with fewer than ten cells are left out. Made by `{results['command']}`."
-    lines += [f"{results['date']}. {about}", ""]
+    lines += [f"{results['date']}. {about}", "", results["selection"], ""]
     for task, systems in results["tasks"].items():
         lines += [f"## {task}", ""]
         rows = []

@@ -80,7 +80,8 @@ def test_the_arithmetic():
     low, high = difference["interval_95"]
     assert low == pytest.approx(-0.1, abs=1e-3)
     assert high == pytest.approx(0.1, abs=1e-3)
-    text = format_fine_tuning({**results, "is_trial": False, "command": "c"})
+    text = format_fine_tuning({**results, "is_trial": False, "command": "c", "selection": "By chance."})
+    assert "By chance." in text
     assert "| Ours | 3 | 0.733 | 0.367 | 0.058 | +0.017 (-0.050 to +0.050) | 0.800 / 0.400 | 0.667 / 0.333 |" in text
 
 
