@@ -46,7 +46,7 @@ class ClassifierArguments:
         default="zeros",
         metadata={
             "help": "Where a linear path starts: zeros, or a logistic_regression on the training cells' bins, or one "
-            "on their principal_components, which carries over better to other donors."
+            "on their principal_components, as in the recipe finetune-small."
         },
     )
 
