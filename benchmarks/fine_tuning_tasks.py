@@ -22,6 +22,7 @@ from screformer.tokenization import (
     open_count_matrix,
 )
 from screformer.tokenization.corpus_files import MANIFEST
+from screformer.train.labelled_cells import draw_of_each_label
 from screformer.train.metrics import cell_type_scores
 from screformer.train.splits import cross_validation_folds
 
@@ -103,20 +104,28 @@ def _make_task(name: str, cells: Path, work: Path, group_column: str) -> Task:
     return Task(name, str(cells), str(corpus), LABELS, group_column, tuple(groups), rare)
 
 
-def regression_scores(task: Task, test_groups: Sequence[str]) -> dict[str, Any]:  # Any: JSON
-    """Return what a logistic regression scores in each test group, fitted to all cells outside them."""
+def regression_scores(
+    task: Task, test_groups: Sequence[str], *, cells_per_label: int | None = None, seed: int = 0
+) -> dict[str, Any]:  # Any: JSON
+    """Return what a logistic regression scores in each test group, fitted to the cells that a model would train on.
+
+    These are all cells of the other groups, or `cells_per_label` of each label, drawn by `seed` as fine-tuning does.
+    """
     vocabulary = open_corpus(task.corpus).tokenizer().gene_vocabulary
     with open_count_matrix(task.cells, vocabulary=vocabulary) as matrix:
         counts = sparse.vstack(list(matrix.blocks(BLOCK)), format="csr")
         labels = np.array([str(label or "") for label in matrix.obs_column(task.label_column)])
         groups = np.array([str(group) for group in matrix.obs_column(task.group_column)])
         positions = matrix.map_genes(vocabulary).positions
-    is_used = (labels != "") & ~np.isin(labels, task.rare_labels)
-    features = log1p_cp10k(counts, gene_positions=positions)
-    train = np.flatnonzero(is_used & ~np.isin(groups, test_groups))
-    scores, search = {}, None
+    used = np.flatnonzero((labels != "") & ~np.isin(labels, task.rare_labels))
+    features = log1p_cp10k(counts, gene_positions=positions)[used]
+    labels, groups = labels[used], groups[used]
+    train = np.flatnonzero(~np.isin(groups, test_groups))
+    if cells_per_label is not None:
+        train = draw_of_each_label(train, labels, cells_per_label, seed)
+    scores, search = {}, {}
     for group in test_groups:
-        test = np.flatnonzero(is_used & (groups == group))
+        test = np.flatnonzero(groups == group)
         fitted = logistic_regression(
             features[train],
             labels[train],
@@ -126,7 +135,7 @@ def regression_scores(task: Task, test_groups: Sequence[str]) -> dict[str, Any]:
         )
         scores[group] = score_labels(fitted.predictions, labels[test].tolist())
         search = {"inverse_strength": fitted.inverse_strength}
-    return {"groups": scores, **(search or {})}
+    return {"groups": scores, **search}
 
 
 def score_labels(predicted: Sequence[str], truth: Sequence[str]) -> dict[str, float]:

@@ -399,6 +399,12 @@ def benchmark_fine_tuning(context: typer.Context) -> None:
     _start("benchmarks.fine_tuning", context.args)
 
 
+@benchmark.command("pretraining", context_settings=TRAINER_COMMAND, add_help_option=False)
+def benchmark_pretraining(context: typer.Context) -> None:
+    """Few and many labelled cells with and without it. Example: screformer benchmark pretraining --seeds 3"""
+    _start("benchmarks.pretraining", context.args)
+
+
 @benchmark.command("tokenizing", context_settings=TRAINER_COMMAND, add_help_option=False)
 def benchmark_tokenizing(context: typer.Context) -> None:
     """Speed and memory of making a corpus. Example: screformer benchmark tokenizing --cells 1000000 --work scratch"""

@@ -13,8 +13,9 @@ from screformer.modeling_screformer import ScReformerForCellClassification
 from screformer.tokenization import open_corpus
 from screformer.train.arguments import FineTuningArguments, FineTuningDataArguments, ModelArguments
 from screformer.train.cell_dataset import CellDataset
-from screformer.train.classifier_start import ClassifierArguments, read_levels
+from screformer.train.classifier_start import ClassifierArguments
 from screformer.train.collator import CellCollator
+from screformer.train.expression_levels import read_levels
 from screformer.train.finetune import finetune, main
 from screformer.train.labelled_cells import split_labelled_cells
 from screformer.train.result_files import read_json
@@ -101,6 +102,19 @@ def test_the_pooled_path_is_centred_on_training_cells(corpus: str, started) -> N
     pooled = (model.pool_cells(batch) - path.center) * path.scale
     torch.testing.assert_close(pooled.mean(0), torch.zeros(32), atol=1e-2, rtol=0)
     torch.testing.assert_close(pooled.std(0), torch.ones(32), atol=0.05, rtol=0)
+
+
+def test_a_regression_on_gene_vectors_knows_what_the_checkpoint_does(corpus: str, started, tmp_path: Path) -> None:
+    folder, data = started
+    onto = ClassifierArguments(classifier_paths=["linear"], linear_start="gene_vectors")
+    result = finetune(ModelArguments(checkpoint=str(folder)), data, settings(tmp_path), onto)
+    model = ScReformerForCellClassification.from_pretrained(result.output_dir)
+    vectors = model.screformer.embeddings.gene_embeddings.weight.detach()
+    weights = model.classifier.linear_path.output.weight.detach()
+    assert torch.linalg.matrix_rank(torch.cat([vectors.T, weights]), rtol=1e-5) == vectors.shape[1]
+    facts = read_json(tmp_path / "training.json")["linear_start"]
+    assert facts["chosen"].startswith("gene vectors, C=")
+    assert max(facts["search"].values()) == 1  # two types that differ in six genes each
 
 
 def test_test_cells_have_no_part_in_the_start(corpus: str, started, tmp_path: Path, monkeypatch) -> None:

@@ -64,3 +64,25 @@ def test_too_little_is_refused() -> None:
         fit_component_regression(features, np.full(90, "a"))
     with pytest.raises(ValueError, match="three cells and genes"):
         fit_component_regression(features[:2], labels[:2])
+
+
+@pytest.mark.parametrize("num_types", [2, 3])
+def test_given_gene_vectors_take_the_place_of_components(num_types: int) -> None:
+    features, labels, _ = cells(num_types)
+    vectors = np.random.default_rng(1).normal(size=(40, 8))
+    ours = fit_component_regression(features, labels, gene_vectors=vectors, inverse_strengths=[0.1])
+    sums = features @ vectors
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight="balanced")).fit(sums, labels)
+    logits = features @ ours.weights.T + ours.biases
+    expected = pipeline.decision_function(sums)
+    expected = np.column_stack([0 * expected, expected]) if num_types == 2 else expected
+    np.testing.assert_allclose(logits, expected, atol=1e-3)
+    assert ours.chosen == "gene vectors, C=0.1"
+    # The weights of genes are combinations of the vectors: no more is learned from the labelled cells.
+    assert np.linalg.matrix_rank(np.vstack([vectors.T, ours.weights])) == 8
+
+
+def test_gene_vectors_of_other_genes_are_refused() -> None:
+    features, labels, _ = cells()
+    with pytest.raises(ValueError, match=r"gene_vectors has shape \(39, 8\), but features are of 40 genes"):
+        fit_component_regression(features, labels, gene_vectors=np.zeros((39, 8)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import yaml
@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 GeneSpace = Literal["full", "expressed"]
 Preset = Literal["tiny", "base", "large"]
+GeneStart = Literal["random", "principal_components"]
 
 
 @dataclass
@@ -125,9 +126,18 @@ class PretrainingDataArguments:
         default_factory=list,
         metadata={"help": "Groups to leave out, for example the donors that a fine-tuned model will be tested on."},
     )
+    gene_start: GeneStart = field(
+        default="random",
+        metadata={
+            "help": "Where a new model's gene embeddings start without --gene2vec: random, or the genes' "
+            "principal_components in the cells that are trained on, which serve small corpora far better."
+        },
+    )
 
     def __post_init__(self) -> None:
         """Raise ValueError where settings contradict each other."""
+        if self.gene_start not in get_args(GeneStart):
+            raise ValueError(f"gene_start got {self.gene_start!r}; it must be one of {', '.join(get_args(GeneStart))}")
         if (self.group_column is None) != (not self.exclude_groups):
             raise ValueError(
                 f"group_column={self.group_column!r} and exclude_groups={self.exclude_groups} go together: for example "
@@ -164,9 +174,15 @@ class FineTuningDataArguments:
     gene_dropout: float = field(
         default=0.0, metadata={"help": "Augmentation: expected share of a training cell's expressed genes to remove."}
     )
+    cells_per_label: int | None = field(
+        default=None,
+        metadata={"help": "Train on at most so many cells of each label, drawn by the seed: few-shot. Default: all."},
+    )
 
     def __post_init__(self) -> None:
         """Raise ValueError where settings contradict each other."""
+        if self.cells_per_label is not None and self.cells_per_label < 1:
+            raise ValueError(f"cells_per_label must be at least 1, got {self.cells_per_label}")
         if self.group_column is None and (self.test_groups or self.validation_groups):
             raise ValueError(
                 f"test_groups={self.test_groups} and validation_groups={self.validation_groups} need group_column, "

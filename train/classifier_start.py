@@ -18,13 +18,13 @@ from screformer.tokenization.corpus import Corpus
 from screformer.train.cell_dataset import CellDataset
 from screformer.train.collator import CellCollator
 from screformer.train.component_regression import ComponentRegression, fit_component_regression
+from screformer.train.expression_levels import read_levels
 from screformer.train.labelled_cells import LabelledCells
 
 logger = logging.getLogger(__name__)
 
-LinearStart = Literal["zeros", "logistic_regression", "principal_components"]
+LinearStart = Literal["zeros", "logistic_regression", "principal_components", "gene_vectors"]
 LINEAR_STARTS = get_args(LinearStart)
-CELLS_AT_ONCE = 4096
 POOLED_CELLS, POOLED_AT_ONCE = 256, 8
 MAX_CELLS = 20_000  # a regression learns little more from more cells, and takes minutes
 
@@ -46,7 +46,8 @@ class ClassifierArguments:
         default="zeros",
         metadata={
             "help": "Where a linear path starts: zeros, or a logistic_regression on the training cells' bins, or one "
-            "on their principal_components, as in the recipe finetune-small."
+            "on their principal_components, as in the recipe finetune-small, or one on the sums of the model's "
+            "gene_vectors, which a checkpoint has learned from unlabelled cells."
         },
     )
 
@@ -123,7 +124,7 @@ def start_linear_path(
     model
         Has a linear path.
     start
-        ``"logistic_regression"`` or ``"principal_components"``.
+        Any but ``"zeros"``.
     corpus, cells
         Their training part is fitted to.
     seed
@@ -134,7 +135,8 @@ def start_linear_path(
         train = np.sort(np.random.default_rng(seed).permutation(train)[:MAX_CELLS])
     labels, groups = cells.labels[train], None if cells.groups is None else cells.groups[train]
     levels = read_levels(corpus, cells.rows[train], model.config.num_genes, model.config.num_bins)
-    fitted = _fit(start, levels, labels, groups, seed)
+    gene_embeddings = model.screformer.embeddings.gene_embeddings.weight.detach().double().cpu().numpy()
+    fitted = _fit(start, levels, labels, groups, gene_embeddings if start == "gene_vectors" else None, seed)
     order = [model.config.label2id[name] for name in fitted.labels]
     weight = np.zeros((model.config.num_labels, model.config.num_genes))
     bias = np.full(model.config.num_labels, fitted.biases.min())
@@ -149,24 +151,16 @@ def _fit(
     levels: sparse.csr_array,
     labels: npt.NDArray[np.str_],
     groups: npt.NDArray[np.str_] | None,
+    gene_vectors: npt.NDArray[np.float64] | None,
     seed: int,
 ) -> ComponentRegression:
+    if gene_vectors is not None:
+        # Of a few cells a type, whose donors lack types, a search learns nothing: scikit-learn's default.
+        return fit_component_regression(
+            levels, labels, groups=groups, gene_vectors=gene_vectors, inverse_strengths=(1.0,), seed=seed
+        )
     if start == "principal_components":
         return fit_component_regression(levels, labels, groups=groups, seed=seed)
     fitted = fit_logistic_regression(levels, labels, groups=groups, is_scaled=False, seed=seed)
     search = {f"C={strength:g}": score for strength, score in fitted.search.items()}
     return ComponentRegression(fitted.labels, fitted.weights, fitted.biases, f"C={fitted.inverse_strength:g}", search)
-
-
-def read_levels(corpus: Corpus, rows: npt.NDArray[np.int64], num_genes: int, num_bins: int) -> sparse.csr_array:
-    """Return the bins of cells as shares of the highest, float64 (cells, genes): what a linear path reads."""
-    dataset = CellDataset(corpus, rows)
-    batches = [
-        dataset.__getitems__(list(range(first, min(first + CELLS_AT_ONCE, len(rows)))))
-        for first in range(0, len(rows), CELLS_AT_ONCE)
-    ]
-    counts = np.concatenate([batch.counts for batch in batches])
-    indptr = np.concatenate([[0], np.cumsum(counts)])
-    bins = np.concatenate([batch.input_ids for batch in batches]) / (num_bins - 1)
-    gene_ids = np.concatenate([batch.gene_ids for batch in batches]).astype(np.int32)
-    return sparse.csr_array((bins, gene_ids, indptr), shape=(len(rows), num_genes))

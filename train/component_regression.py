@@ -1,8 +1,11 @@
-"""Logistic regression on principal components of cells, as weights of genes: fewer ways to fit what one donor has."""
+"""Logistic regression on principal components of cells, or sums of gene vectors, as weights of genes.
+
+A few dimensions leave fewer ways to fit what only one donor has.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -63,9 +66,12 @@ def fit_component_regression(
     groups: Sequence[str] | npt.NDArray[np.str_] | None = None,
     num_components: Sequence[int] = NUM_COMPONENTS,
     inverse_strengths: Sequence[float] = INVERSE_STRENGTHS,
+    gene_vectors: FloatArray | None = None,
     seed: int = 0,
 ) -> ComponentRegression:
     """Return a regression on the first components of a singular value decomposition of `features`, not centred.
+
+    With `gene_vectors` it is a regression on each cell's sum of its genes' vectors, weighed by the features, instead.
 
     Components are scaled to equal spread and classes weigh the same. How many components and how strong a penalty is
     chosen by macro-F1 over the held-out predictions of an inner cross-validation, over groups if there are two.
@@ -78,13 +84,15 @@ def fit_component_regression(
         Of each cell; groups are donors or data sets.
     num_components, inverse_strengths
         What is tried; numbers that the cells of an inner fold are too few for are replaced by the most there can be.
+    gene_vectors
+        (genes, dimensions), learned from other cells, in place of components of these; all dimensions are used.
     seed
         Fixes the decomposition and the folds of cells.
 
     Raises
     ------
     ValueError
-        There are fewer than two labels, or three cells or genes.
+        There are fewer than two labels, or three cells or genes; or the vectors are of another number of genes.
     """
     seen, class_ids = np.unique(np.asarray(cell_labels, dtype=np.str_), return_inverse=True)
     if len(seen) < 2 or min(features.shape) < 3:
@@ -92,14 +100,22 @@ def fit_component_regression(
             f"cell_labels has {len(seen)} labels, features have shape {features.shape}; at least two labels, and three "
             "cells and genes, are needed"
         )
+    if gene_vectors is not None and len(gene_vectors) != features.shape[1]:
+        raise ValueError(f"gene_vectors has shape {gene_vectors.shape}, but features are of {features.shape[1]} genes")
     folds = inner_folds(class_ids, groups, seed)
     fewest = min(int((folds != fold).sum()) for fold in np.unique(folds))
     most = max(1, min(fewest, features.shape[1]) - 1)
     num_components = sorted({min(number, most) for number in num_components})
+
+    def projections(cells: sparse.csr_array) -> Iterator[_Projection]:
+        if gene_vectors is None:
+            return _component_projections(cells, num_components, seed)
+        return iter([_project("gene vectors", cells, gene_vectors)])
+
     predicted: dict[str, Int64Array] = {}
     for fold in np.unique(folds):
         kept = folds != fold
-        for fit in _fits(features[kept], class_ids[kept], num_components, inverse_strengths, seed):
+        for fit in _fits(projections(features[kept]), class_ids[kept], inverse_strengths):
             guesses = predicted.setdefault(fit.setting, np.full(len(class_ids), -1))
             guesses[~kept] = fit.predict(features[~kept])
     search = {
@@ -107,35 +123,53 @@ def fit_component_regression(
         for setting, guesses in predicted.items()
     }
     # On equal scores max() takes the first: few components and a strong penalty.
-    final = {fit.setting: fit for fit in _fits(features, class_ids, num_components, inverse_strengths, seed)}
+    final = {fit.setting: fit for fit in _fits(projections(features), class_ids, inverse_strengths)}
     chosen = final[max(search, key=search.__getitem__)]
     return ComponentRegression(tuple(seen.tolist()), chosen.weights, chosen.biases, chosen.setting, search)
 
 
+class _Projection(NamedTuple):
+    """Cells in few dimensions, and the genes' weights (genes, dimensions) and center that lead there."""
+
+    name: str
+    cells: FloatArray
+    gene_weights: FloatArray
+    center: FloatArray
+
+
+def _component_projections(
+    features: sparse.csr_array, num_components: Sequence[int], seed: int
+) -> Iterator[_Projection]:
+    decomposition = TruncatedSVD(num_components[-1], random_state=seed).fit(features)
+    widest = _project("", features, decomposition.components_.T)
+    for number in num_components:
+        parts = widest.cells[:, :number], widest.gene_weights[:, :number], widest.center[:number]
+        yield _Projection(f"{number} components", *parts)
+
+
+def _project(name: str, features: sparse.csr_array, gene_vectors: FloatArray) -> _Projection:
+    """Return the sums of gene vectors, centred and scaled to equal spread; what does not vary is 0."""
+    sums = features @ gene_vectors
+    center, spread = sums.mean(axis=0), sums.std(axis=0)
+    scale = np.where(spread > 1e-9, 1 / np.maximum(spread, 1e-9), 0.0)
+    return _Projection(name, (sums - center) * scale, gene_vectors * scale, center * scale)
+
+
 def _fits(
-    features: sparse.csr_array,
-    class_ids: Int64Array,
-    num_components: Sequence[int],
-    inverse_strengths: Sequence[float],
-    seed: int,
+    projections: Iterable[_Projection], class_ids: Int64Array, inverse_strengths: Sequence[float]
 ) -> Iterator[_Fit]:
     """Yield a fit for each setting, from few components and a strong penalty to many and a weak one."""
-    decomposition = TruncatedSVD(num_components[-1], random_state=seed).fit(features)
-    components = features @ decomposition.components_.T
-    center, spread = components.mean(axis=0), components.std(axis=0)
-    scale = np.where(spread > 1e-9, 1 / np.maximum(spread, 1e-9), 0.0)
     present = np.unique(class_ids)
-    for number in num_components:
-        scaled = (components[:, :number] - center[:number]) * scale[:number]
+    for projection in projections:
         for strength in sorted(inverse_strengths):
-            setting = f"{number} components, C={strength:g}"
+            setting = f"{projection.name}, C={strength:g}"
             if len(present) == 1:  # a group may have cells of one label only
-                yield _Fit(setting, present, np.zeros((1, features.shape[1])), np.zeros(1))
+                yield _Fit(setting, present, np.zeros((1, len(projection.gene_weights))), np.zeros(1))
                 continue
             model = LogisticRegression(C=strength, class_weight="balanced", max_iter=MAX_ITERATIONS)
-            model.fit(scaled, class_ids)
-            weights, biases = model.coef_ * scale[:number], model.intercept_
+            model.fit(projection.cells, class_ids)
+            weights, biases = model.coef_, model.intercept_
             if len(present) == 2:  # scikit-learn keeps the second class's logit alone
                 weights, biases = np.vstack([0 * weights, weights]), np.array([0.0, biases[0]])
-            biases = biases - weights @ center[:number]
-            yield _Fit(setting, present, weights @ decomposition.components_[:number], biases)
+            biases = biases - weights @ projection.center
+            yield _Fit(setting, present, weights @ projection.gene_weights.T, biases)

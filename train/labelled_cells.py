@@ -33,7 +33,8 @@ class LabelledCells(NamedTuple):
 def split_labelled_cells(corpus: Corpus, data: FineTuningDataArguments, seed: int) -> LabelledCells:
     """Return the labelled cells, split as `data` says; validation cells whose label training lacks are in no part.
 
-    With a `validation_fraction` of 0 there are no validation cells.
+    With a `validation_fraction` of 0 there are no validation cells. With `cells_per_label` most training cells are in
+    no part either.
 
     Raises
     ------
@@ -62,8 +63,19 @@ def split_labelled_cells(corpus: Corpus, data: FineTuningDataArguments, seed: in
             validation_fraction=data.validation_fraction,
             seed=seed,
         )
+    if data.cells_per_label is not None:
+        split = split._replace(train=draw_of_each_label(split.train, labels, data.cells_per_label, seed))
     is_chosen_by = data.validation_fraction > 0 or bool(data.validation_groups)
     return LabelledCells(rows, labels, groups, _drop_unseen(split, labels) if is_chosen_by else split)
+
+
+def draw_of_each_label(
+    train: npt.NDArray[np.int64], labels: npt.NDArray[np.str_], number: int, seed: int
+) -> npt.NDArray[np.int64]:
+    """Return at most `number` training cells of each label: more of them with the same seed hold these too."""
+    shuffled = np.random.default_rng(seed).permutation(train)
+    drawn = [shuffled[labels[shuffled] == label][:number] for label in np.unique(labels[train])]
+    return np.sort(np.concatenate(drawn))
 
 
 def _drop_unseen(split: Split, labels: npt.NDArray[np.str_]) -> Split:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from screformer.train.cell_dataset import CellDataset
 from screformer.train.collator import CellCollator
 from screformer.train.corpus_columns import describe_corpus, read_column
 from screformer.train.figures import MASKED_GENE_ANSWERS
+from screformer.train.gene_start import start_gene_embeddings
 from screformer.train.masked_gene_metrics import count_gene_bins
 from screformer.train.masked_gene_trainer import MaskedGeneTrainer
 from screformer.train.splits import Int64Array, hold_out
@@ -68,8 +70,9 @@ def pretrain(
     ------
     ValueError
         The checkpoint belongs to another tokenizer than the corpus; the output folder holds a run with other settings;
-        or a setting is out of its range.
+        gene embeddings have two starts, or too few cells for theirs; or a setting is out of its range.
     """
+    _check_gene_start(model_arguments, data)
     corpus = open_corpus(data.corpus)
     record = describe_run("pretraining", training, describe_corpus(corpus), model=model_arguments, cells=data)
     begun = begin_run(training, record)
@@ -77,18 +80,33 @@ def pretrain(
         return begun
     set_seeds(training)
     model = starting_model(ScReformerForMaskedLM, corpus.tokenizer(), model_arguments)
+    started: dict[str, Any] = {}
+    if data.gene_start != "random":
+        training_cells = _split_cells(corpus, data, training.seed)[0]
+        started["gene_start"] = start_gene_embeddings(model, corpus, training_cells, seed=training.seed)
     batch = fit_training_batch_size(training, model, longest=longest_cell(CellDataset(corpus)))
     model = choose_trainable(model, model_arguments, training)
     trainer = _make_trainer(model, corpus, data, training)
     return train_and_save(
         trainer,
-        {**record, **batch},
+        {**record, **started, **batch},
         checkpoint=begun,
         held_out_name="held_out",
         scores=("masked_accuracy", *MASKED_GENE_ANSWERS, "majority_bin_accuracy"),
         corpus=corpus,
         used_rows=np.concatenate(_split_cells(corpus, data, training.seed)),
     )
+
+
+def _check_gene_start(model: ModelArguments, data: PretrainingDataArguments) -> None:
+    """Refuse two starts of the gene embeddings."""
+    others = {"gene2vec": model.gene2vec, "checkpoint": model.checkpoint}
+    given = {name: value for name, value in others.items() if value is not None}
+    if data.gene_start != "random" and given:
+        raise ValueError(
+            f"gene_start={data.gene_start!r} and {given} both bring gene embeddings; leave out one or the other, for "
+            "example with --gene_start random"
+        )
 
 
 def _split_cells(corpus: Corpus, data: PretrainingDataArguments, seed: int) -> tuple[Int64Array, Int64Array]:

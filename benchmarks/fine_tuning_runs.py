@@ -1,0 +1,161 @@
+"""One run of a comparison: a model fine-tuned, or a regression fitted, and tested on cells that it has not seen."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from screformer.benchmarks.fine_tuning_tasks import Task, regression_scores, score_labels
+from screformer.tokenization.corpus import open_corpus
+from screformer.tokenization.corpus_workers import Workers, available_cores
+from screformer.train.argument_parser import parse_arguments
+from screformer.train.arguments import FineTuningArguments, FineTuningDataArguments, ModelArguments
+from screformer.train.cell_dataset import CellDataset
+from screformer.train.classifier_start import ClassifierArguments
+from screformer.train.corpus_columns import read_column
+from screformer.train.finetune import finetune
+from screformer.train.inference import predict_probabilities
+from screformer.train.result_files import read_json, write_json
+
+REGRESSION = "logistic_regression"
+
+
+class System(NamedTuple):
+    """A way to fine-tune.
+
+    Attributes
+    ----------
+    title
+        What tables call it.
+    arguments
+        Of `screformer finetune`: a recipe, or flags; None for the logistic regression.
+    pretraining
+        Which of the comparison's pretrained checkpoints it starts from; None for a new model.
+    """
+
+    title: str
+    arguments: str | None
+    pretraining: str | None = None
+
+
+LOGISTIC_REGRESSION = System("logistic regression on all genes, C searched", None)
+# No cell chooses anything: all outside the test groups train, and the last epoch is kept.
+COMMON = {
+    "validation_fraction": 0,
+    "eval_strategy": "no",
+    "save_strategy": "no",
+    "load_best_model_at_end": False,
+    "per_device_train_batch_size": 16,
+    "gradient_accumulation_steps": 1,
+    "disable_tqdm": True,
+    "overwrite": True,
+    "use_cpu": True,
+}
+# Activations fit into memory, and need not be computed twice.
+START = ["--preset", "tiny", "--gene_space", "expressed", "--config_overrides", "reversible=false"]
+
+
+class Run(NamedTuple):
+    """One model to train and test."""
+
+    task: Task
+    test_groups: tuple[str, ...]
+    name: str
+    system: System
+    seed: int
+    folder: str
+    checkpoint: str | None = None
+    cells_per_label: int | None = None
+
+    @property
+    def result(self) -> Path:
+        """Its JSON."""
+        cells = "" if self.cells_per_label is None else f"-{self.cells_per_label}"
+        name = f"{self.task.name}-{'+'.join(self.test_groups)}-{self.name}-{self.seed}{cells}"
+        return Path(self.folder) / "runs" / f"{name}.json"
+
+
+def do_runs(runs: Sequence[Run], num_workers: int | None, log: logging.Logger) -> list[dict[str, Any]]:  # Any: JSON
+    """Do the runs that have no result yet, several at once, and return the results of all.
+
+    Parameters
+    ----------
+    runs
+        Each leaves one JSON in its folder.
+    num_workers
+        Processes, each with one thread; default the cores there are.
+    log
+        Told how far it is.
+    """
+    todo = [run for run in runs if not run.result.exists()]
+    with Workers(num_workers or available_cores()) as workers:
+        for number, _ in enumerate(workers.run(train_and_test, todo), start=1):
+            log.info("%d of %d runs", number, len(todo))
+    return [read_json(run.result) for run in runs]
+
+
+def train_and_test(run: Run) -> str:
+    """Do one run and write its JSON; return its path."""
+    if run.system.arguments is None:
+        scores = regression_scores(run.task, run.test_groups, cells_per_label=run.cells_per_label, seed=run.seed)
+    else:
+        torch.set_num_threads(1)
+        scores = _model_scores(run)
+    facts = {"task": run.task.name, "system": run.name, "seed": run.seed}
+    facts |= {} if run.cells_per_label is None else {"cells_per_label": run.cells_per_label}
+    write_json(run.result, {**facts, **scores})
+    return str(run.result)
+
+
+def _model_scores(run: Run) -> dict[str, Any]:
+    task = run.task
+    assert run.system.arguments is not None
+    folder = run.result.with_suffix("")
+    start = START if run.checkpoint is None else ["--checkpoint", run.checkpoint, "--gene_space", "expressed"]
+    given = [*run.system.arguments.split(), *start, "--corpus", task.corpus, "--group_column", task.group_column]
+    given += ["--test_groups", *run.test_groups, "--output_dir", str(folder), "--seed", str(run.seed)]
+    given += [part for name, value in COMMON.items() for part in (f"--{name}", str(value))]
+    given += ["--exclude_labels", *task.rare_labels] if task.rare_labels else []
+    given += ["--num_train_epochs", str(task.epochs)] if task.epochs is not None else []
+    given += [] if run.cells_per_label is None else ["--cells_per_label", str(run.cells_per_label)]
+    data, model, classifier, training = parse_arguments(
+        [FineTuningDataArguments, ModelArguments, ClassifierArguments, FineTuningArguments],
+        given,
+        program="finetune",
+        description="",
+        example="",
+        recipes="finetune",
+    )
+    result = finetune(model, data, training, classifier)
+    scores = _test(result.output_dir, task, run.test_groups)
+    scores["training_seconds"] = result.metrics["training_seconds"]
+    shutil.rmtree(folder)
+    return scores
+
+
+def _test(checkpoint: Path, task: Task, test_groups: Sequence[str]) -> dict[str, Any]:
+    """Return the scores of each test group."""
+    from screformer.modeling_screformer import ScReformerForCellClassification
+
+    corpus = open_corpus(task.corpus)
+    model = ScReformerForCellClassification.from_pretrained(checkpoint).eval()
+    labels = read_column(corpus, task.label_column, argument="label_column")
+    groups = read_column(corpus, task.group_column, argument="group_column")
+    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    scores = {}
+    for group in test_groups:
+        rows = np.flatnonzero((groups == group) & ~np.isin(labels, task.rare_labels))
+        found = predict_probabilities(model, CellDataset(corpus, rows), batch_size=32, progress=False).argmax(axis=1)
+        scores[group] = score_labels([names[index] for index in found.tolist()], labels[rows].tolist())
+    return {"groups": scores}
+
+
+def without_folders(arguments: Sequence[str]) -> list[str]:
+    """Keep only the names of files: where they lie says nothing to others."""
+    return [Path(argument).name if "/" in argument else argument for argument in arguments]
