@@ -140,7 +140,8 @@ class _Projection(NamedTuple):
 def _component_projections(
     features: sparse.csr_array, num_components: Sequence[int], seed: int
 ) -> Iterator[_Projection]:
-    decomposition = TruncatedSVD(num_components[-1], random_state=seed).fit(features)
+    with np.errstate(invalid="ignore"):  # a single cell varies by nothing, and scikit-learn divides by it
+        decomposition = TruncatedSVD(num_components[-1], random_state=seed).fit(features)
     widest = _project("", features, decomposition.components_.T)
     for number in num_components:
         parts = widest.cells[:, :number], widest.gene_weights[:, :number], widest.center[:number]
