@@ -387,6 +387,18 @@ def benchmark_memory(context: typer.Context) -> None:
     _start("benchmarks.memory", context.args)
 
 
+@benchmark.command("kernels", context_settings=TRAINER_COMMAND, add_help_option=False)
+def benchmark_kernels(context: typer.Context) -> None:
+    """Registers and occupancy of the GPU kernels, without a GPU. Example: screformer benchmark kernels --head-dim 64"""
+    _start("benchmarks.kernel_resources", context.args)
+
+
+@benchmark.command("gpu", context_settings=TRAINER_COMMAND, add_help_option=False)
+def benchmark_gpu(context: typer.Context) -> None:
+    """Correctness, speed and memory on a GPU, against rivals. Example: screformer benchmark gpu --output runs"""
+    _start("benchmarks.gpu", context.args)
+
+
 @benchmark.command("rounds", context_settings=TRAINER_COMMAND, add_help_option=False)
 def benchmark_rounds(context: typer.Context) -> None:
     """Masked genes predicted by kind of attention. Example: screformer benchmark rounds --seeds 2022"""

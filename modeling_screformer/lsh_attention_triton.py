@@ -18,6 +18,8 @@ Counts, a head and token, for R rounds; e is the bytes of an element, D' the pad
 * backward: 24 K D' R flops (twelve K x K products a chunk), 3 K R exponentials; bytes: about 12 D e R gathered,
   16 D (R - 1) of running sums, 2 D e written.
 * hashing: 2 D R C flops outside the matrix units, D e read, 2 R written.
+* compiled for an H100 (Triton 3.9.0, bfloat16, heads 20 wide, chunks of 64), registers a thread: forward 166,
+  backward 255 and 24 bytes beside them, hashing 98; see `screformer benchmark kernels`.
 """
 
 import math
@@ -35,6 +37,7 @@ except ImportError:  # no Triton for this system
 
 LOG2_E = math.log2(math.e)
 HASH_TOKENS = 64
+HASH_WARPS = 8
 MOST_COLUMNS = 14  # codes, and one more for padding, in 16 bits
 SMALLEST_BUCKET, LARGEST_BUCKET, WIDEST_HEAD = 16, 128, 128
 
@@ -43,7 +46,7 @@ def why_not_triton(device: torch.device, bucket_size: int, head_dim: int) -> str
     """Return why these kernels cannot serve, None if they can."""
     if triton is None:
         return "Triton is not installed"
-    if device.type == "cpu" and not _is_interpreted():
+    if device.type == "cpu" and not is_interpreted():
         return "the tensors are on the CPU (TRITON_INTERPRET=1 runs the kernels there, for tests)"
     if device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) < (7, 0):
         return f"{torch.cuda.get_device_name(device)} is older than compute capability 7.0"
@@ -99,11 +102,12 @@ def triton_sign_codes(
         *query_key.stride()[:3],
         rounds=rounds,
         head_dim=width,
-        padded_dim=_padded(width),
+        padded_dim=padded_width(width),
         padded_columns=16,
         tokens=HASH_TOKENS,
         has_mask=mask is not None,
         widen=_must_widen(query_key),
+        num_warps=HASH_WARPS,
     )
     return codes
 
@@ -208,6 +212,7 @@ class _Launch:
     def run(self, kernel: Any, hash_round: int, tensors: tuple[Tensor, ...], strided: tuple[Tensor, ...]) -> None:
         """Launch a kernel over all chunks of one round; ``strided`` are those whose strides it is told."""
         grid = (triton.cdiv(self.length, self.bucket_size), self.batch * self.heads)
+        dtype = self.query_key.dtype
         kernel[grid](
             *tensors,
             self.batch * self.heads * self.length,
@@ -218,13 +223,15 @@ class _Launch:
             *(stride for tensor in strided for stride in tensor.stride()[:3]),
             rounds=self.rounds,
             head_dim=self.head_dim,
-            padded_dim=_padded(self.head_dim),
+            padded_dim=padded_width(self.head_dim),
             size=self.bucket_size,
             is_first=hash_round == 0,
             is_last=hash_round == self.rounds - 1,
-            precision="ieee" if self.query_key.dtype == torch.float32 else "tf32",
+            precision=product_precision(
+                self.query_key.dtype, is_nvidia=self.query_key.is_cuda and not torch.version.hip
+            ),
             widen=_must_widen(self.query_key),
-            num_warps=4,
+            num_warps=attention_warps(self.head_dim, self.bucket_size, dtype),
         )
 
 
@@ -236,28 +243,47 @@ def _with_last_stride_one(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def _padded(width: int) -> int:
+def padded_width(width: int) -> int:
     """Return the width in registers: a power of two that matrix units take."""
     return max(16, 1 << (width - 1).bit_length())
 
 
-def _is_interpreted() -> bool:
+def attention_warps(width: int, bucket_size: int, dtype: torch.dtype) -> int:
+    """Return the warps of a program: as few as keep most of its tiles in registers."""
+    is_small = padded_width(width) <= 32 and bucket_size <= 64 and dtype != torch.float32
+    return 4 if is_small else 8
+
+
+def product_precision(dtype: torch.dtype, *, is_nvidia: bool) -> str:
+    """Return how matrix units multiply.
+
+    Single precision goes through them in three parts of 11 bits where NVIDIA's have no more: multiplied without them a
+    program's tiles would not fit into its registers.
+    """
+    if dtype != torch.float32:
+        return "tf32"  # of half precision nothing is lost
+    return "tf32x3" if is_nvidia else "ieee"
+
+
+def is_interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels, on the CPU: ``TRITON_INTERPRET=1``."""
     return bool(triton is not None and triton.knobs.runtime.interpret)
 
 
 def _must_widen(tensor: Tensor) -> bool:
     """Whether vectors are widened before products: Triton's interpreter cannot multiply bfloat16."""
-    return _is_interpreted() and tensor.dtype == torch.bfloat16
+    return is_interpreted() and tensor.dtype == torch.bfloat16
 
 
 if triton is not None:
+    LOWEST = tl.constexpr(-1e30)  # the largest score where there is none: below every score, and no infinity
 
     @triton.jit
     def _rows(pointer, tokens, is_token, stride, head_dim: tl.constexpr, padded_dim: tl.constexpr, widen: tl.constexpr):
         """Gather the vectors of some tokens, zero where there is none, (K, D'); ``widen`` them to single precision."""
         columns = tl.arange(0, padded_dim)
         where = is_token[:, None] & (columns < head_dim)[None, :]
-        rows = tl.load(pointer + tokens.to(tl.int64)[:, None] * stride + columns[None, :], mask=where, other=0.0)
+        rows = tl.load(pointer + (tokens * stride)[:, None] + columns[None, :], mask=where, other=0.0)
         return rows.to(tl.float32) if widen else rows
 
     @triton.jit
@@ -265,7 +291,7 @@ if triton is not None:
         """Write the vectors of some tokens to their places."""
         columns = tl.arange(0, padded_dim)
         where = is_token[:, None] & (columns < head_dim)[None, :]
-        places = pointer + tokens.to(tl.int64)[:, None] * stride + columns[None, :]
+        places = pointer + (tokens * stride)[:, None] + columns[None, :]
         tl.store(places, values.to(pointer.dtype.element_ty), mask=where)
 
     @triton.jit
@@ -303,30 +329,37 @@ if triton is not None:
             query_key += cell * query_key_b + head * query_key_h
             value += cell * value_b + head * value_h
             query = _rows(query_key, tokens, is_token, query_key_l, head_dim, padded_dim, widen)
-            key = _rows(query_key, before, is_before, query_key_l, head_dim, padded_dim, widen)
             is_self = tl.arange(0, size)[:, None] == tl.arange(0, size)[None, :]
-            nowhere = tl.zeros((size, size), dtype=tl.int1)
-            own = _scores(query, query, _inverse_lengths(query), is_token, is_self, scale, num == 1, precision)
-            back = _scores(query, key, _inverse_lengths(key), is_before, nowhere, scale, num == 1, precision)
-
             at = row * length + tokens
-            largest = tl.maximum(tl.max(own, axis=1), tl.max(back, axis=1))
-            if not is_first:
-                earlier = tl.load(states + at, mask=is_token, other=0.0)
-                largest = tl.maximum(largest, earlier)
-            largest = tl.where(is_token, largest, 0.0)
-            own = tl.exp2(own - largest[:, None])
-            back = tl.exp2(back - largest[:, None])
-            total = tl.sum(own, axis=1) + tl.sum(back, axis=1)
-            own_value = _rows(value, tokens, is_token, value_l, head_dim, padded_dim, widen)
-            back_value = _rows(value, before, is_before, value_l, head_dim, padded_dim, widen)
-            attended = tl.dot(own.to(own_value.dtype), own_value, input_precision=precision)
-            attended += tl.dot(back.to(back_value.dtype), back_value, input_precision=precision)
+
+            # One tile of scores after the other: both at once would take the registers of half the programs.
+            weights = _scores(query, query, _inverse_lengths(query), is_token, is_self, scale, num == 1, precision)
+            largest = tl.maximum(tl.max(weights, axis=1), LOWEST)
+            weights = tl.exp2(weights - largest[:, None])
+            total = tl.sum(weights, axis=1)
+            seen = _rows(value, tokens, is_token, value_l, head_dim, padded_dim, widen)
+            attended = tl.dot(weights.to(seen.dtype), seen, input_precision=precision)
+
+            key = _rows(query_key, before, is_before, query_key_l, head_dim, padded_dim, widen)
+            nowhere = tl.zeros((size, size), dtype=tl.int1)
+            weights = _scores(query, key, _inverse_lengths(key), is_before, nowhere, scale, num == 1, precision)
+            earlier = largest
+            largest = tl.maximum(tl.max(weights, axis=1), largest)
+            weights = tl.exp2(weights - largest[:, None])
+            shrink = tl.exp2(earlier - largest)
+            total = total * shrink + tl.sum(weights, axis=1)
+            seen = _rows(value, before, is_before, value_l, head_dim, padded_dim, widen)
+            attended = attended * shrink[:, None] + tl.dot(weights.to(seen.dtype), seen, input_precision=precision)
+
             running += cell * running_b + head * running_h
             if not is_first:
-                shrink = tl.exp2(earlier - largest)
-                total += tl.load(states + num_tokens + at, mask=is_token, other=0.0) * shrink
-                attended += _rows(running, tokens, is_token, running_l, head_dim, padded_dim, widen) * shrink[:, None]
+                now = largest
+                earlier = tl.load(states + at, mask=is_token, other=0.0)
+                largest = tl.maximum(earlier, now)
+                grow, shrink = tl.exp2(now - largest), tl.exp2(earlier - largest)
+                total = total * grow + tl.load(states + num_tokens + at, mask=is_token, other=0.0) * shrink
+                sums = _rows(running, tokens, is_token, running_l, head_dim, padded_dim, widen)
+                attended = attended * grow[:, None] + sums * shrink[:, None]
             if is_last:
                 total = tl.where(is_token, total, 1.0)
                 output += cell * output_b + head * output_h

@@ -212,7 +212,7 @@ def test_where_the_kernels_cannot_run_the_reason_is_said(monkeypatch, cause):
         expected = "Tesla P100 is older"
     else:
         device = CPU
-        monkeypatch.setattr(lsh_attention_triton, "_is_interpreted", lambda: False)
+        monkeypatch.setattr(lsh_attention_triton, "is_interpreted", lambda: False)
         expected = "on the CPU"
     assert expected in why_not_triton(device, 64, 20)
 
