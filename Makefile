@@ -4,6 +4,7 @@
 # make lint         lint and types only
 # make bench        cell types of unseen donors, beside logistic regression
 # make bench-corpus speed and memory of making and reading a corpus, on an idle machine; half an hour
+# make bench-gpu    correctness, speed and memory on a GPU; ten minutes
 # make bench-speed  time and memory beside other libraries, on an idle machine; an hour
 
 PYTHON ?= python3
@@ -19,7 +20,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 PIP := $(VENV)/bin/pip --disable-pip-version-check install --quiet --constraint constraints.txt $(PIP_ARGS)
 SOURCES := $(shell find modeling_screformer tokenization train annotation benchmarks model_cards -type f -not -name '*.pyc')
 
-.PHONY: quickstart test test-slow lint bench bench-corpus bench-speed clean
+.PHONY: quickstart test test-slow lint bench bench-corpus bench-gpu bench-speed clean
 
 quickstart: $(VENV)/.installed
 	$(VENV)/bin/screformer quickstart --output quickstart
@@ -41,6 +42,10 @@ bench: $(VENV)/.installed
 bench-corpus: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(VENV)/bin/screformer benchmark tokenizing $(CORPUS_ARGS)
 	$(VENV)/bin/screformer benchmark feeding
+
+bench-gpu: $(VENV)/.developed
+	$(VENV)/bin/screformer benchmark kernels
+	$(VENV)/bin/screformer benchmark gpu
 
 bench-speed: $(VENV)/.developed
 	$(VENV)/bin/python -m screformer.benchmarks.attention $(SPEED_ARGS)

@@ -118,21 +118,21 @@ def _our_attention(
     return Workload(forward, (query_key, value), gradient)
 
 
-def transformers_attention(shape: Shape, device: str) -> Workload:
+def transformers_attention(shape: Shape, device: str, dtype: torch.dtype = torch.float32) -> Workload:
     """LSHSelfAttention of transformers without its projections."""
     reformer = _import("transformers.models.reformer.modeling_reformer")
-    query_key, value, gradient = _random_states(shape, device, count=3)
+    query_key, value, gradient = _random_states(shape, device, dtype, count=3)
     attention = reformer.LSHSelfAttention(_transformers_config(shape)).to(device)
     attention.query_key = nn.Identity()
     attention.value = _Given(value)
     return Workload(lambda: attention(query_key).hidden_states, (query_key, value), gradient, attention)
 
 
-def reformer_pytorch_attention(shape: Shape, device: str) -> Workload:
+def reformer_pytorch_attention(shape: Shape, device: str, dtype: torch.dtype = torch.float32) -> Workload:
     """LSHAttention of reformer-pytorch, which takes heads as a part of the batch."""
     library = _import("reformer_pytorch")
     attention = library.LSHAttention(bucket_size=shape.bucket_size, n_hashes=shape.num_hashes)
-    query_key, value, gradient = _random_states(shape, device, count=3)
+    query_key, value, gradient = _random_states(shape, device, dtype, count=3)
 
     def forward() -> Tensor:
         padded = (_split_heads(_pad(states, shape), shape).flatten(0, 1) for states in (query_key, value))
@@ -156,9 +156,9 @@ def performer_attention(shape: Shape, device: str) -> Workload:
     return Workload(forward, (query_key, value), gradient, attention)
 
 
-def exact_attention(shape: Shape, device: str) -> Workload:
+def exact_attention(shape: Shape, device: str, dtype: torch.dtype = torch.float32) -> Workload:
     """PyTorch's scaled dot product attention, its query and key the same."""
-    query_key, value, gradient = _random_states(shape, device, count=3)
+    query_key, value, gradient = _random_states(shape, device, dtype, count=3)
 
     def forward() -> Tensor:
         query_key_heads = _split_heads(query_key, shape)
