@@ -173,6 +173,9 @@ def _measure(part: str, sizes: Sizes, device: str, repeats: int) -> dict[str, An
         ]
         cases += [StepCase(kind, sizes.preset, sizes.batch_sizes[0], 1) for kind in KINDS]
         cases += [StepCase(kind, sizes.preset, sizes.batch_sizes[0], attention="exact") for kind in KINDS]
+        few = (1, *sizes.batch_sizes[:2])
+        cases += [StepCase("inference", sizes.preset, 1)]
+        cases += [StepCase("inference", sizes.preset, number, is_graphed=True) for number in few]
         return {"rows": list(measure_steps(cases, sizes.num_genes, device, repeats=repeats))}
     if part == "roofline":
         peaks = measure_peaks(device, width=sizes.product_width, repeats=repeats)

@@ -95,7 +95,8 @@ def _format_steps(part: Mapping[str, Any]) -> list[str]:
     rows = []
     for row in part["rows"]:
         rounds = f"{row['rounds']} rounds" if row["attention"] == "lsh" else "exact"
-        place = [row["kind"], rounds, str(row["batch_size"])]
+        kind = row["kind"] + (", CUDA graph" if row["is_graphed"] else "")
+        place = [kind, rounds, str(row["batch_size"])]
         if "reason" in row:
             rows.append([*place, "", "", row["reason"][:60]])
         else:

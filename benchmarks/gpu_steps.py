@@ -18,6 +18,7 @@ from screformer.benchmarks.rivals import SEED
 from screformer.configuration_screformer import ScReformerConfig
 from screformer.modeling_screformer import ScReformerForCellClassification, ScReformerForMaskedLM
 from screformer.train.collator import IGNORED_LABEL
+from screformer.train.cuda_graphs import GraphedForward
 
 Kind = Literal["inference", "pretraining", "fine-tuning"]
 KINDS: tuple[Kind, ...] = ("inference", "pretraining", "fine-tuning")
@@ -45,6 +46,8 @@ class StepCase:
         Rounds; None for the preset's.
     attention
         ``"lsh"`` or ``"exact"``.
+    is_graphed
+        Whether inference replays a CUDA graph.
     """
 
     kind: Kind
@@ -52,6 +55,7 @@ class StepCase:
     batch_size: int
     num_hashes: int | None = None
     attention: Literal["lsh", "exact"] = "lsh"
+    is_graphed: bool = False
 
     def config(self, num_genes: int) -> ScReformerConfig:
         """Return the model's shape."""
@@ -70,12 +74,17 @@ def make_step(case: StepCase, num_genes: int, device: str) -> Callable[[], None]
     batch = _make_batch(case, config, device)
     kind = torch.device(device).type
     if case.kind == "inference":
-        model.eval()
+        forward = GraphedForward(model.eval(), "logits")
+        cells = {"input_ids": batch["input_ids"]}
 
         @torch.inference_mode()
         def infer() -> None:
-            with torch.autocast(kind, dtype=torch.bfloat16):
-                model(input_ids=batch["input_ids"])
+            # Weights that were cast once and kept would be none of a recording's.
+            with torch.autocast(kind, dtype=torch.bfloat16, cache_enabled=not case.is_graphed):
+                if case.is_graphed:
+                    forward(cells)
+                else:
+                    model(**cells)
 
         return infer
     model.train()
@@ -121,6 +130,7 @@ def measure_steps(cases: Sequence[StepCase], num_genes: int, device: str, *, rep
             "attention": case.attention,
             "rounds": case.config(num_genes).num_hashes,
             "is_default_rounds": case.num_hashes is None,
+            "is_graphed": case.is_graphed,
             "batch_size": case.batch_size,
         }
         try:

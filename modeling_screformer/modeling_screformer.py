@@ -339,18 +339,24 @@ class ScReformerModel(ScReformerPreTrainedModel):
         if gene_ids is None:
             return None
         key = gene_ids if attention_mask is None else gene_ids.masked_fill(attention_mask == 0, self.config.num_genes)
-        if not torch.compiler.is_compiling() and bool((key[:, 1:] >= key[:, :-1]).all()):
+        if _may_look_at_numbers() and bool((key[:, 1:] >= key[:, :-1]).all()):
             return None
         return key.argsort(dim=1, stable=True)
 
 
 def _check_range(name: str, ids: Tensor | None, size: int, remedy: str) -> None:
-    """Raise ValueError for ids outside 0 to ``size`` - 1; within ``torch.compile`` numbers are not looked at."""
-    if ids is None or ids.numel() == 0 or torch.compiler.is_compiling():
+    """Raise ValueError for ids outside 0 to ``size`` - 1, where numbers may be looked at."""
+    if ids is None or ids.numel() == 0 or not _may_look_at_numbers():
         return
     lowest, highest = int(ids.min()), int(ids.max())
     if lowest < 0 or highest >= size:
         raise ValueError(f"{name} got {lowest} to {highest}; this model knows 0 to {size - 1}. {remedy}")
+
+
+def _may_look_at_numbers() -> bool:
+    """Whether Python may read tensors: neither ``torch.compile`` nor the recording of a CUDA graph allows it."""
+    is_recording = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    return not (torch.compiler.is_compiling() or is_recording)
 
 
 def _mean(streams: Streams) -> Tensor:

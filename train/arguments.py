@@ -244,6 +244,12 @@ class ScReformerTrainingArguments(TrainingArguments):
             "(per_device_train_batch_size x gradient_accumulation_steps), whose number stays. Default: as given there."
         },
     )
+    pack_batches: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Send the expressed genes alone, and lay them out over every gene on the device. Default: on a GPU."
+        },
+    )
     overwrite: bool = field(
         default=False,
         metadata={"help": "Start over: delete the checkpoints and results of an earlier run in output_dir."},

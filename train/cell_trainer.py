@@ -21,6 +21,7 @@ from screformer.train.checkpoints import LogBeforeSaving
 from screformer.train.class_weights import ClassWeightedLoss
 from screformer.train.collator import CellCollator
 from screformer.train.held_out_loss import HeldOutLoss, ignore_repeated_cells
+from screformer.train.packed_batches import expand_batch
 from screformer.train.parameter_groups import slow_lower_layers
 from screformer.train.sampler import CellBatchSampler, Rank
 from screformer.train.telemetry import MeasuredTrainer
@@ -56,6 +57,11 @@ class CellTrainer(MeasuredTrainer):
         if self.is_fsdp_enabled:
             _shard_as_one_unit(self.accelerator.state.fsdp_plugin)
         self.eval_data_collator = eval_data_collator
+        wanted = self.args.pack_batches
+        for collator in (self.data_collator, eval_data_collator):
+            can_pack = isinstance(collator, CellCollator) and collator.can_pack
+            if can_pack and (self.args.device.type == "cuda" if wanted is None else wanted):
+                collator.packed = True
         self._held_out_loss, self._is_evaluating = HeldOutLoss(), False
         self.batch_sampler: CellBatchSampler | None = None
 
@@ -86,7 +92,13 @@ class CellTrainer(MeasuredTrainer):
         )
         # The batches are this process's own; accelerate, told of one process, does not share them out again.
         return prepare_data_loader(
-            loader, device=self.accelerator.device, num_processes=1, process_index=0, put_on_device=True
+            loader,
+            device=self.accelerator.device,
+            num_processes=1,
+            process_index=0,
+            put_on_device=True,
+            # The loader sends a batch before it gives out the one before: from pinned memory nothing waits for it.
+            non_blocking=training.dataloader_pin_memory,
         )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -98,6 +110,13 @@ class CellTrainer(MeasuredTrainer):
             layers = self.model.config.num_hidden_layers
             slow_lower_layers(optimizer, named, self.args.layer_lr_decay, num_layers=layers)
         return optimizer
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:  # Any: tensors
+        return expand_batch(super()._prepare_inputs(inputs), self.data_collator.num_genes)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Do a step; a packed batch is laid out first."""
+        return super().training_step(model, self._prepare_inputs(inputs), *args, **kwargs)
 
     def compute_loss(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:  # Any: Trainer's own
         """Return the loss to learn by; of held-out cells the plain one, so that runs with other options compare."""
@@ -115,6 +134,7 @@ class CellTrainer(MeasuredTrainer):
         self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:  # Any: Trainer's own
         """Return loss, logits and labels of a batch; the loss is counted target by target."""
+        inputs = self._prepare_inputs(inputs)
         if "labels" in inputs:
             inputs = {**inputs, "labels": ignore_repeated_cells(inputs["labels"], self.accelerator)}
         loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import get_worker_info
 
 from screformer.train.cell_dataset import CellBatch
+from screformer.train.packed_batches import can_pack, pack_cells
 
 if TYPE_CHECKING:
     from screformer.configuration_screformer import ScReformerConfig
@@ -91,12 +92,15 @@ class CellCollator:
         worker seed.
     deterministic
         The same masks for the same cell every time.
+    packed
+        For ``gene_space="full"``: batches hold the expressed genes alone, for the device to lay out; see
+        `packed_batches.expand_batch`.
 
     Raises
     ------
     ValueError
-        An option is out of its range, a cell has no expressed gene, a gene or bin id does not fit the model, or a
-        label is not in `label2id`.
+        An option is out of its range, `packed` without the full gene space or for too many genes, a cell has no
+        expressed gene, a gene or bin id does not fit the model, or a label is not in `label2id`.
     """
 
     def __init__(
@@ -113,6 +117,7 @@ class CellCollator:
         label2id: Mapping[str, int] | None = None,
         seed: int = 0,
         deterministic: bool = False,
+        packed: bool = False,
     ) -> None:
         if gene_space not in ("full", "expressed"):
             raise ValueError(f"gene_space must be 'full' or 'expressed', got {gene_space!r}")
@@ -135,6 +140,12 @@ class CellCollator:
         self.label2id = None if label2id is None else dict(label2id)
         self.seed = seed
         self.deterministic = deterministic
+        self.packed = packed
+        if packed and not self.can_pack:
+            raise ValueError(
+                f"packed=True needs gene_space='full' (got {gene_space!r}), at most 32,768 genes and 128 tokens (got "
+                f"{num_genes} and {mask_token_id + 1}); leave it out"
+            )
         self._generator: np.random.Generator | None = None
         self._scratch: npt.NDArray[np.int16] | None = None
 
@@ -150,6 +161,11 @@ class CellCollator:
             **{"gene_space": config.gene_space, **options},
         )
 
+    @property
+    def can_pack(self) -> bool:
+        """Whether batches can be packed."""
+        return self.gene_space == "full" and can_pack(self.num_genes, max(self.pad_token_id, self.mask_token_id) + 1)
+
     def __call__(self, rows: Sequence[Row] | CellBatch) -> dict[str, torch.Tensor]:
         """Return the batch of `rows`, in their order."""
         cells = _flatten(rows)
@@ -164,12 +180,17 @@ class CellCollator:
         tokens, targets = cells.bins, None
         if lots is not None and self.masked_fraction:
             tokens, targets = self._mask(cells, lots)
-        lay_out = self._lay_out_full if self.gene_space == "full" else self._lay_out_expressed
-        batch = lay_out(cells, tokens, targets)
+        if self.packed:
+            batch = pack_cells(cells.counts, cells.gene_ids, tokens, targets)
+        elif self.gene_space == "full":
+            batch = self._lay_out_full(cells, tokens, targets)
+        else:
+            batch = self._lay_out_expressed(cells, tokens, targets)
         if self.label_column is not None:
             batch["labels"] = torch.from_numpy(self._class_ids(rows))
         if counted is not None and "labels" in batch:
-            batch["labels"][counted:] = IGNORED_LABEL
+            is_flat = self.packed and targets is not None
+            batch["labels"][int(cells.counts[:counted].sum()) if is_flat else counted :] = IGNORED_LABEL
         return batch
 
     def __getstate__(self) -> dict[str, Any]:  # Any: attributes

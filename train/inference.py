@@ -21,6 +21,8 @@ from screformer.train.batch_size import (
 )
 from screformer.train.cell_dataset import CellBatch, CellDataset
 from screformer.train.collator import CellCollator, GeneSpace
+from screformer.train.cuda_graphs import GraphedForward
+from screformer.train.packed_batches import expand_batch
 
 # Cells of similar length are batched together within this many batches, so that little is padding.
 BATCHES_SORTED_TOGETHER = 32
@@ -43,6 +45,8 @@ class BatchInference:
         Cells a forward pass; ``"auto"``: as many as fit into the memory that is free when the first cells come.
     gene_space
         ``"full"`` or ``"expressed"`` instead of the config's.
+    cuda_graphs
+        Whether a GPU replays recorded kernels, see `cuda_graphs`: for small batches of all genes.
 
     Raises
     ------
@@ -57,6 +61,7 @@ class BatchInference:
         *,
         batch_size: BatchSize = 32,
         gene_space: GeneSpace | None = None,
+        cuda_graphs: bool = False,
     ) -> None:
         check_batch_size(batch_size)
         self.model = model
@@ -65,6 +70,8 @@ class BatchInference:
         self.gene_space = model.config.gene_space if gene_space is None else gene_space
         self.width = model.config.num_labels if output == "logits" else model.config.hidden_size
         self._collator = CellCollator.from_config(model.config, gene_space=self.gene_space)
+        self._compute = GraphedForward(model, output) if cuda_graphs else None
+        self._collator.packed = model.device.type == "cuda" and self._collator.can_pack
 
     def choose_batch_size(self, longest: int) -> int:
         """Return the batch size; ``"auto"`` becomes one that fits, for cells of at most `longest` expressed genes.
@@ -101,14 +108,31 @@ class BatchInference:
         self.model.eval()
         try:
             with torch.inference_mode():
+                # While a GPU is at one batch the next is made and sent; only then is the first one's result waited for.
+                earlier: tuple[npt.NDArray[np.int64], torch.Tensor] | None = None
                 for numbers, cells in _batches_of_similar_length(rows, batch_size):
-                    batch = {name: tensor.to(self.model.device) for name, tensor in self._collator(cells).items()}
-                    outputs[numbers] = self.model(**batch)[self.output].float().cpu().numpy()
+                    result = self._forward(self._collator(cells))
+                    if earlier is not None:
+                        outputs[earlier[0]] = earlier[1].cpu().numpy()
+                    earlier = numbers, result
                     if advance is not None:
                         advance(len(numbers))
+                if earlier is not None:
+                    outputs[earlier[0]] = earlier[1].cpu().numpy()
         finally:
             self.model.train(was_training)
         return outputs
+
+    def _forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the outputs of a batch, on the device."""
+        is_cuda = self.model.device.type == "cuda"
+        sent = {
+            name: (tensor.pin_memory() if is_cuda else tensor).to(self.model.device, non_blocking=is_cuda)
+            for name, tensor in batch.items()
+        }
+        expanded = expand_batch(sent, self.model.config.num_genes)
+        output = self.model(**expanded)[self.output] if self._compute is None else self._compute(expanded)
+        return output.float()
 
 
 def predict_probabilities(

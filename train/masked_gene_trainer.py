@@ -37,6 +37,7 @@ class MaskedGeneTrainer(CellTrainer):
         self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor | None, Any, torch.Tensor | None]:
         """Return loss and logits, and as labels what `targets_of` makes of them."""
+        inputs = self._prepare_inputs(inputs)
         loss, logits, labels = super().prediction_step(model, inputs, *args, **kwargs)
         if labels is not None:
             labels = targets_of(labels, inputs, self.masked_gene_metrics.num_bins)
