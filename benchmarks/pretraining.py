@@ -31,11 +31,13 @@ from screformer.benchmarks.fine_tuning_runs import (
     without_folders,
 )
 from screformer.benchmarks.fine_tuning_tasks import Task, make_tasks
-from screformer.benchmarks.pretraining_report import summarize_pretraining, write_pretraining
+from screformer.benchmarks.pretraining_report import HELD_OUT_SCORES, summarize_pretraining, write_pretraining
 from screformer.tokenization.corpus_workers import Workers, available_cores
 from screformer.train.argument_parser import parse_arguments
 from screformer.train.arguments import ModelArguments, PretrainingArguments, PretrainingDataArguments
 from screformer.train.pretrain import pretrain
+from screformer.train.result_files import read_json
+from screformer.train.training_run import METRICS_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -153,8 +155,17 @@ def compare_pretraining(
     )
     results |= {"command": command, "pretrainings": {name: PRETRAININGS[name] for name in needed}}
     results |= {"arguments": {name: SYSTEMS[name].arguments for name in systems}}
+    results["held_out"] = {
+        name: [_held_out_scores(made.output) for made in pretrainings if made.name == name] for name in needed
+    }
     write_pretraining(results, Path(output) / "pretraining")
     return results
+
+
+def _held_out_scores(checkpoint: Path) -> dict[str, float]:
+    """Return what a pretraining run has measured on masked genes of its own held-out cells."""
+    metrics = read_json(checkpoint / METRICS_FILE)
+    return {score: metrics[f"held_out_{score}"] for score in HELD_OUT_SCORES}
 
 
 def make_checkpoint(pretraining: Pretraining) -> str:

@@ -19,6 +19,13 @@ from screformer.train.figures import COLORS, LINE_STYLES, MARKERS
 from screformer.train.result_files import software_versions, write_json
 
 SCORES = {"macro_f1": "Macro-F1", "accuracy": "Accuracy"}
+HELD_OUT_SCORES = {
+    "loss": "Loss",
+    "masked_accuracy": "Accuracy",
+    "cell_majority_accuracy": "The cell's commonest visible bin",
+    "gene_majority_accuracy": "Each gene's commonest bin",
+    "gene_frequency_loss": "Loss of gene frequencies",
+}
 ALL_CELLS = "all"
 NUM_RESAMPLES = 10_000
 
@@ -153,6 +160,10 @@ def format_pretraining(results: Mapping[str, Any]) -> str:
         "",
         table(["With", "Without", *map(_name_cells, numbers)], rows),
         "",
+        "## Masked genes of held-out cells, mean over the checkpoints",
+        "",
+        table(["Checkpoint", *HELD_OUT_SCORES.values()], _held_out_rows(results["held_out"])),
+        "",
         "## What was run",
         "",
     ]
@@ -160,6 +171,13 @@ def format_pretraining(results: Mapping[str, Any]) -> str:
     told += [[results["titles"][name], f"`{text}`"] for name, text in results["arguments"].items()]
     lines += [table(["Checkpoint, system", "Settings"], told), ""]
     return "\n".join(lines)
+
+
+def _held_out_rows(held_out: Mapping[str, Sequence[Mapping[str, float]]]) -> list[list[str]]:
+    return [
+        [name, *(f"{np.mean([scores[score] for scores in checkpoints]):.3f}" for score in HELD_OUT_SCORES)]
+        for name, checkpoints in held_out.items()
+    ]
 
 
 def _name_cells(number: str) -> str:

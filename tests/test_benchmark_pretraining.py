@@ -52,6 +52,8 @@ def test_every_donor_number_and_seed_is_run_once_and_summed_up(small, tmp_path, 
     text = (tmp_path / "out" / "pretraining.md").read_text()
     assert "| finetune-small on gene vectors, pretrained |" in text
     assert "| both | `--gene_start principal_components --max_steps 2` |" in text
+    assert [len(scores) for scores in results["held_out"]["both"]] == [5] * 4
+    assert "| both | " in text
     assert (tmp_path / "out" / "pretraining.png").stat().st_size > 5000
     assert str(tmp_path) not in json.dumps(results)
     for donor in DONORS:  # no checkpoint has seen the donor that it is tested on
@@ -93,7 +95,7 @@ def test_the_arithmetic():
     every = found["all", "accuracy"]
     assert (every["mean"], every["num_donors_better"], every["num_donors"]) == (pytest.approx(0.075), 1, 2)
     assert every["interval_95"] == [0.0, 0.2]
-    text = format_pretraining({**results, "command": "c", "pretrainings": {}, "arguments": {}})
+    text = format_pretraining({**results, "command": "c", "pretrainings": {}, "arguments": {}, "held_out": {}})
     assert "| Ours | 0.250 ± 0.000 | 0.388 ± 0.018 |" in text
     assert "| Ours | Base | +0.100 (" in text
 

@@ -100,6 +100,19 @@ def test_on_a_cpu_working_memory_does_not_grow_with_the_batch():
     assert working(64, "cuda") > 4 * working(8, "cuda")
 
 
+def test_on_a_gpu_a_pretraining_step_of_the_papers_batch_needs_a_third_of_the_papers_38_gb():
+    estimate = predict_memory(
+        ScReformerConfig.preset("base", num_genes=17_330),
+        num_tokens=17_330,
+        batch_size=64,
+        training=True,
+        dtype="bfloat16",
+        head="masked_lm",
+        device_type="cuda",
+    )
+    assert estimate.total < 12e9
+
+
 def test_reversible_layers_make_depth_almost_free():
     def per_cell(reversible, layers):
         config = make_config(reversible=reversible, num_hidden_layers=layers)

@@ -55,9 +55,22 @@ def test_padding_in_front_is_kept_with_its_cell():
     assert times_covered(plan.attention, 1, 30)[mask].min() == 1
 
 
-def test_other_devices_get_the_batch_whole():
+def test_other_devices_get_larger_blocks_whose_padding_is_not_looked_at(monkeypatch):
     plan = plan_blocks(torch.zeros(5, 30, 4, device="meta"), None)
     assert plan.attention == plan.feed_forward == [TokenBlock(slice(0, 5), slice(0, 30))]
+    monkeypatch.setattr(token_blocks, "ACCELERATOR_ATTENTION_TOKENS", 70)
+    monkeypatch.setattr(token_blocks, "ACCELERATOR_FEED_FORWARD_TOKENS", 30)
+    plan = plan_blocks(torch.zeros(5, 30, 4, device="meta"), None)
+    assert [block.cells for block in plan.attention] == [slice(0, 2), slice(2, 4), slice(4, 5)]
+    assert [block.cells for block in plan.feed_forward] == [slice(number, number + 1) for number in range(5)]
+    for blocks in (plan.attention, plan.feed_forward):
+        assert (times_covered(blocks, 5, 30) == 1).all()
+
+
+def test_the_paper_s_batch_is_cut_in_three_on_an_accelerator():
+    plan = plan_blocks(torch.zeros(64, 17_330, 1, device="meta"), None)
+    assert [block.cells.stop - block.cells.start for block in plan.attention] == [30, 30, 4]
+    assert {block.cells.stop - block.cells.start for block in plan.feed_forward} == {15, 4}
 
 
 def test_a_block_without_padding_has_no_mask():

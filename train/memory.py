@@ -90,7 +90,7 @@ def predict_memory(
     head
         ``"masked_lm"`` and ``"cell_classification"``; None for the encoder alone, which cannot be trained.
     device_type
-        On ``"cpu"`` the encoder works in blocks; on others the whole batch is one block.
+        The encoder works in blocks, larger ones on accelerators than on a ``"cpu"``.
 
     Raises
     ------

@@ -25,7 +25,7 @@ from screformer.lsh_attention import EXACT_QUERY_BLOCK
 from screformer.lsh_attention_blocked import CPU_TILE_CHUNKS, EXTRA_COLUMNS, TILE_CHUNKS, WIDTH_STEP
 from screformer.lsh_hashing import num_hash_columns, split_heads
 from screformer.modeling_screformer import ScReformerForCellClassification, ScReformerForMaskedLM, ScReformerModel
-from screformer.token_blocks import CPU_ATTENTION_TOKENS, CPU_FEED_FORWARD_TOKENS
+from screformer.token_blocks import most_tokens
 
 Head = Literal["masked_lm", "cell_classification"]
 Precision = Literal["float32", "bfloat16"]
@@ -117,10 +117,8 @@ class MemoryAccount:
     @property
     def _block_tokens(self) -> int:
         """Tokens of the cells that attention handles at once, as `plan_blocks` cuts them."""
-        cells = self.batch_size
-        if self._on_cpu:
-            cells = min(cells, max(1, CPU_ATTENTION_TOKENS // self.num_tokens))
-        return cells * self.num_tokens
+        cells = max(1, most_tokens(self.device_type)[0] // self.num_tokens)
+        return min(self.batch_size, cells) * self.num_tokens
 
     @property
     def _heads_together(self) -> int:
@@ -129,8 +127,7 @@ class MemoryAccount:
 
     @property
     def _feed_tokens(self) -> int:
-        tokens = self.batch_size * self.num_tokens
-        return min(tokens, CPU_FEED_FORWARD_TOKENS) if self._on_cpu else tokens
+        return min(self.batch_size * self.num_tokens, most_tokens(self.device_type)[1])
 
     # --- what each cell keeps ---
 
