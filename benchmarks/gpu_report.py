@@ -96,6 +96,7 @@ def _format_steps(part: Mapping[str, Any]) -> list[str]:
     for row in part["rows"]:
         rounds = f"{row['rounds']} rounds" if row["attention"] == "lsh" else "exact"
         kind = row["kind"] + (", CUDA graph" if row["is_graphed"] else "")
+        kind += ", compiled" if row["is_compiled"] else ""
         place = [kind, rounds, str(row["batch_size"])]
         if "reason" in row:
             rows.append([*place, "", "", row["reason"][:60]])
@@ -170,7 +171,7 @@ def plot_gpu(results: Mapping[str, Any], path: str | Path) -> None:
 
 
 def _plot_steps(axes: Any, rows: Sequence[Row]) -> None:  # Any: Axes of an array
-    measured = [row for row in rows if "cells_per_second" in row]
+    measured = [row for row in rows if "cells_per_second" in row and not row["is_compiled"]]
     rates: dict[str, dict[str, float]] = {}
     for row in measured:
         name = ours(row["rounds"]) if row["attention"] == "lsh" else "ours, exact attention"

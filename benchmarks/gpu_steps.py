@@ -18,6 +18,7 @@ from screformer.benchmarks.rivals import SEED
 from screformer.configuration_screformer import ScReformerConfig
 from screformer.modeling_screformer import ScReformerForCellClassification, ScReformerForMaskedLM
 from screformer.train.collator import IGNORED_LABEL
+from screformer.train.compiled_layers import compile_feed_forward
 from screformer.train.cuda_graphs import GraphedForward
 
 Kind = Literal["inference", "pretraining", "fine-tuning"]
@@ -48,6 +49,8 @@ class StepCase:
         ``"lsh"`` or ``"exact"``.
     is_graphed
         Whether inference replays a CUDA graph.
+    is_compiled
+        Whether feed-forward branches are compiled.
     """
 
     kind: Kind
@@ -56,6 +59,7 @@ class StepCase:
     num_hashes: int | None = None
     attention: Literal["lsh", "exact"] = "lsh"
     is_graphed: bool = False
+    is_compiled: bool = False
 
     def config(self, num_genes: int) -> ScReformerConfig:
         """Return the model's shape."""
@@ -71,6 +75,8 @@ def make_step(case: StepCase, num_genes: int, device: str) -> Callable[[], None]
     config = case.config(num_genes)
     model_class = ScReformerForMaskedLM if case.kind == "pretraining" else ScReformerForCellClassification
     model = model_class(config).to(device)
+    if case.is_compiled:
+        compile_feed_forward(model)
     batch = _make_batch(case, config, device)
     kind = torch.device(device).type
     if case.kind == "inference":
@@ -131,6 +137,7 @@ def measure_steps(cases: Sequence[StepCase], num_genes: int, device: str, *, rep
             "rounds": case.config(num_genes).num_hashes,
             "is_default_rounds": case.num_hashes is None,
             "is_graphed": case.is_graphed,
+            "is_compiled": case.is_compiled,
             "batch_size": case.batch_size,
         }
         try:

@@ -107,7 +107,7 @@ def test_the_verdicts():
         return {"contestant": contestant, "step": step, "length": 17_344, "median_seconds": seconds}
 
     def step(kind, rate, memory, **more):
-        place = {"kind": kind, "attention": "lsh", "is_default_rounds": True, "batch_size": 64}
+        place = {"kind": kind, "attention": "lsh", "is_default_rounds": True, "batch_size": 64, "is_compiled": False}
         return {**place, "cells_per_second": rate, "peak_bytes": memory, **more}
 
     parts = {

@@ -250,6 +250,13 @@ class ScReformerTrainingArguments(TrainingArguments):
             "help": "Send the expressed genes alone, and lay them out over every gene on the device. Default: on a GPU."
         },
     )
+    compile_feed_forward: bool = field(
+        default=False,
+        metadata={
+            "help": "Compile the layers' feed-forward branches with torch.compile; for GPUs. --torch_compile compiles "
+            "only what is around the encoder."
+        },
+    )
     overwrite: bool = field(
         default=False,
         metadata={"help": "Start over: delete the checkpoints and results of an earlier run in output_dir."},
