@@ -5,6 +5,7 @@ Parts, each saved when it is done, so that an interrupted run leaves what it has
 * ``correctness``: the kernels beside the plain form in float64;
 * ``attention``: alone, at growing lengths, beside PyTorch's flash attention, transformers and reformer-pytorch;
 * ``steps``: cells a second and memory of whole models on every gene, with batches that grow;
+* ``feeding``: batches laid out over every gene by the CPU, and by the device;
 * ``roofline``: what share of the device's peaks, measured in the same run, the kernels reach;
 * ``profile``: the kernels that a pretraining step spends its time in.
 
@@ -34,7 +35,7 @@ from screformer.benchmarks.gpu_attention import (
     ours,
 )
 from screformer.benchmarks.gpu_report import format_gpu, plot_gpu
-from screformer.benchmarks.gpu_steps import KINDS, StepCase, measure_steps, profile_step
+from screformer.benchmarks.gpu_steps import KINDS, StepCase, measure_feeding, measure_steps, profile_step
 from screformer.benchmarks.measuring import GIGABYTE, Row, Shape, describe_device
 from screformer.benchmarks.rivals import quieten_transformers, rival_versions
 from screformer.benchmarks.speed_figures import write_text
@@ -42,7 +43,7 @@ from screformer.configuration_screformer import ScReformerConfig
 from screformer.lsh_attention_triton import why_not_triton
 from screformer.train.result_files import read_json, software_versions, write_json
 
-PARTS = ("correctness", "attention", "steps", "roofline", "profile")
+PARTS = ("correctness", "attention", "steps", "feeding", "roofline", "profile")
 PAPER_BATCH, FOUR_ROUNDS = 64, 4
 WANTED = {"inference": 1500, "pretraining": 600, "fine-tuning": 500}  # cells a second
 
@@ -179,6 +180,8 @@ def _measure(part: str, sizes: Sizes, device: str, repeats: int) -> dict[str, An
         if torch.device(device).type == "cuda":  # where Triton compiles; on a CPU it takes a C++ compiler and minutes
             cases += [StepCase(kind, sizes.preset, sizes.batch_sizes[0], is_compiled=True) for kind in KINDS]
         return {"rows": list(measure_steps(cases, sizes.num_genes, device, repeats=repeats))}
+    if part == "feeding":
+        return {"rows": measure_feeding(sizes.num_genes, sizes.batch_sizes[0], device, repeats=repeats)}
     if part == "roofline":
         peaks = measure_peaks(device, width=sizes.product_width, repeats=repeats)
         return {"peaks": peaks, "rows": measure_roofline(shape, device, peaks, repeats=repeats)}

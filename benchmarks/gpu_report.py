@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from screformer.benchmarks.gpu_attention import FLASH, ours
 from screformer.benchmarks.gpu_steps import KINDS, PAPER_CELLS_PER_SECOND
-from screformer.benchmarks.measuring import GIGABYTE, STEPS, Row
+from screformer.benchmarks.measuring import GIGABYTE, MEGABYTE, STEPS, Row
 from screformer.benchmarks.speed_figures import (
     MARKERS,
     STEP_TITLES,
@@ -40,6 +40,7 @@ def format_gpu(results: Mapping[str, Any]) -> str:
         "correctness": _format_correctness,
         "attention": _format_attention,
         "steps": _format_steps,
+        "feeding": _format_feeding,
         "roofline": _format_roofline,
         "profile": _format_profile,
     }
@@ -105,6 +106,20 @@ def _format_steps(part: Mapping[str, Any]) -> list[str]:
     paper = ", ".join(f"{kind} {number}" for kind, number in PAPER_CELLS_PER_SECOND.items())
     header = ["Step", "Attention", "Cells", "Cells/s", "Peak GB", "Not measured"]
     return [f"The paper's cells a second on an A100: {paper}.", format_table(header, rows)]
+
+
+def _format_feeding(part: Mapping[str, Any]) -> list[str]:
+    rows = [
+        [
+            row["laid_out_on"],
+            str(row["batch_size"]),
+            f"{row['bytes_sent'] / MEGABYTE:.2f}",
+            f"{1000 * row['make_seconds']:.2f}",
+            f"{1000 * row['deliver_seconds']:.3f}",
+        ]
+        for row in part["rows"]
+    ]
+    return [format_table(["Laid out on", "Cells", "MB sent", "ms to make", "ms to deliver"], rows)]
 
 
 def _format_roofline(part: Mapping[str, Any]) -> list[str]:

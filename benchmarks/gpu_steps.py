@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
@@ -17,9 +19,10 @@ from screformer.benchmarks.measuring import Row, peak_memory, time_in_turn
 from screformer.benchmarks.rivals import SEED
 from screformer.configuration_screformer import ScReformerConfig
 from screformer.modeling_screformer import ScReformerForCellClassification, ScReformerForMaskedLM
-from screformer.train.collator import IGNORED_LABEL
+from screformer.train.collator import IGNORED_LABEL, CellCollator
 from screformer.train.compiled_layers import compile_feed_forward
 from screformer.train.cuda_graphs import GraphedForward
+from screformer.train.packed_batches import expand_batch
 
 Kind = Literal["inference", "pretraining", "fine-tuning"]
 KINDS: tuple[Kind, ...] = ("inference", "pretraining", "fine-tuning")
@@ -158,6 +161,45 @@ def measure_steps(cases: Sequence[StepCase], num_genes: int, device: str, *, rep
         if torch.device(device).type == "cuda":
             torch.cuda.empty_cache()
         yield {**place, **row}
+
+
+def measure_feeding(num_genes: int, batch_size: int, device: str, *, repeats: int) -> list[Row]:
+    """Return, for batches laid out on the CPU and on the device, bytes sent and the seconds to make and to deliver one.
+
+    ``make_seconds`` is the collator's time with masks; ``deliver_seconds`` is from memory (pinned, for CUDA) to a batch
+    over every gene on the device.
+    """
+    generator = np.random.default_rng(SEED)
+    config = ScReformerConfig(num_genes=num_genes)
+    cells = []
+    for _ in range(batch_size):
+        genes = np.flatnonzero(generator.random(num_genes) < EXPRESSED)
+        cells.append({"gene_ids": genes, "input_ids": generator.integers(1, config.num_bins, len(genes))})
+    rows = []
+    is_cuda = torch.device(device).type == "cuda"
+    for is_packed in (False, True):
+        collator = CellCollator.from_config(config, masked_fraction=MASKED, packed=is_packed)
+        batch = {name: tensor.pin_memory() if is_cuda else tensor for name, tensor in collator(cells).items()}
+        make = time_in_turn({"": partial(_make, collator, cells)}, repeats=repeats)[""]
+        deliver = time_in_turn({"": partial(_deliver, batch, num_genes, device)}, repeats=repeats, device=device)[""]
+        rows.append(
+            {
+                "laid_out_on": "device" if is_packed else "CPU",
+                "batch_size": batch_size,
+                "bytes_sent": sum(tensor.nbytes for tensor in batch.values()),
+                "make_seconds": median(make),
+                "deliver_seconds": median(deliver),
+            }
+        )
+    return rows
+
+
+def _make(collator: CellCollator, cells: Sequence[Mapping[str, Any]]) -> None:
+    collator(cells)
+
+
+def _deliver(batch: dict[str, Tensor], num_genes: int, device: str) -> None:
+    expand_batch({name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}, num_genes)
 
 
 def profile_step(case: StepCase, num_genes: int, device: str, *, most: int = 15) -> list[Row]:

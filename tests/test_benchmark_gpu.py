@@ -38,8 +38,11 @@ def test_every_part_is_measured(toy):
     assert {(row["attention"], row["rounds"]) for row in steps} >= {("lsh", 2), ("lsh", 4), ("lsh", 1), ("exact", 2)}
     assert all(row["cells_per_second"] > 0 for row in steps)
     assert sum(row["share"] for row in results["parts"]["profile"]["rows"]) <= 1 + 1e-6
+    dense, packed = results["parts"]["feeding"]["rows"]
+    assert (dense["laid_out_on"], packed["laid_out_on"]) == ("CPU", "device")
+    assert packed["bytes_sent"] < dense["bytes_sent"] / 10
     text = (folder / "gpu_toy.md").read_text()
-    for heading in ("Correctness", "Attention", "Steps", "Roofline", "Profile"):
+    for heading in ("Correctness", "Attention", "Steps", "Feeding", "Roofline", "Profile"):
         assert f"## {heading}" in text
     assert (folder / "gpu_toy.png").stat().st_size > 10_000
 
@@ -154,7 +157,9 @@ def test_without_a_gpu_nothing_is_written_and_the_remedy_is_said(tmp_path, capsy
 
 @pytest.mark.parametrize("options", [{"parts": ["speed"]}, {"parts": []}, {"repeats": 0}])
 def test_wrong_options_are_refused(tmp_path, options):
-    with pytest.raises(ValueError, match="parts: some of correctness, attention, steps, roofline, profile, repeats"):
+    with pytest.raises(
+        ValueError, match="parts: some of correctness, attention, steps, feeding, roofline, profile"
+    ):
         benchmark_gpu(tmp_path, is_toy=True, **options)
 
 
