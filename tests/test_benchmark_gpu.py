@@ -157,9 +157,7 @@ def test_without_a_gpu_nothing_is_written_and_the_remedy_is_said(tmp_path, capsy
 
 @pytest.mark.parametrize("options", [{"parts": ["speed"]}, {"parts": []}, {"repeats": 0}])
 def test_wrong_options_are_refused(tmp_path, options):
-    with pytest.raises(
-        ValueError, match="parts: some of correctness, attention, steps, feeding, roofline, profile"
-    ):
+    with pytest.raises(ValueError, match="parts: some of correctness, attention, steps, feeding, roofline, profile"):
         benchmark_gpu(tmp_path, is_toy=True, **options)
 
 
