@@ -32,6 +32,8 @@ PACKAGE_OF_FOLDER = {
 DATA_FILES = {
     "screformer/py.typed",
     "screformer/tokenization/ATTRIBUTION.md",
+    "screformer/annotation/ATTRIBUTION.md",
+    "screformer/annotation/uhaf_2.2.0.csv.gz",
     "screformer/tokenization/genes_human.tsv.gz",
     "screformer/tokenization/pancreas_baron2016.h5ad",
     "screformer/train/pretrain-paper.yaml",
