@@ -86,6 +86,9 @@ class ScReformerConfig(PreTrainedConfig):
     classifier_hidden_sizes, classifier_dropout
         The two hidden widths of the three-layer cell classifier, and the dropout between them; the pooled path has the
         second of the widths.
+    label_parents
+        Label -> its parent, None at the top, of a classifier that names cells at several levels; its classes are the
+        leaves.
     tokenizer_fingerprint
         Fingerprint of the tokenizer that the weights were trained with; training refuses another one.
 
@@ -122,6 +125,7 @@ class ScReformerConfig(PreTrainedConfig):
     classifier_paths: list[str] | None = None
     classifier_hidden_sizes: list[int] | None = None
     classifier_dropout: float | int = 0.1
+    label_parents: dict[str, str | None] | None = None
     tokenizer_fingerprint: str | None = None
     pad_token_id: int | None = None
     mask_token_id: int | None = None

@@ -153,6 +153,13 @@ class FineTuningDataArguments:
 
     corpus: str = field(metadata={"help": "Corpus folder, as `screformer corpus` makes it."})
     label_column: str = field(default="cell_type", metadata={"help": "Column of the corpus that holds the labels."})
+    label_tree: str | None = field(
+        default=None,
+        metadata={
+            "help": "A tree of the labels, which cells may be named by at any level: a CSV of labels and parents, or "
+            "uHAF's of an organ, such as uhaf:Heart."
+        },
+    )
     exclude_labels: list[str] = field(
         default_factory=list,
         metadata={"help": "Labels to leave out, for example: unknown doublet. Empty ones always are."},

@@ -130,7 +130,8 @@ def start_linear_path(
     seed
         Fixes the inner folds, and which cells are taken of more than 20,000.
     """
-    train = cells.split.train
+    # In a label tree cells may have labels that are no class.
+    train = cells.split.train[np.isin(cells.labels[cells.split.train], list(model.config.label2id))]
     if len(train) > MAX_CELLS:
         train = np.sort(np.random.default_rng(seed).permutation(train)[:MAX_CELLS])
     labels, groups = cells.labels[train], None if cells.groups is None else cells.groups[train]

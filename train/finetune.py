@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,7 @@ from screformer.train.training_run import (
     set_seeds,
     train_and_save,
 )
+from screformer.train.tree_targets import TreeLoss, TreeTargets, open_label_tree, tree_weights
 
 # By name, because run with `python -m` this module is called __main__.
 logger = logging.getLogger("screformer.train.finetune")
@@ -66,8 +68,8 @@ def finetune(
     Raises
     ------
     ValueError
-        A column is not in the corpus, there are fewer than two labels, a part is empty, the checkpoint belongs to
-        another tokenizer than the corpus, or the output folder holds a run with other settings.
+        A column is not in the corpus, there are fewer than two labels, one is not in `label_tree`, a part is empty, the
+        checkpoint belongs to another tokenizer than the corpus, or the output folder holds a run with other settings.
     """
     corpus = open_corpus(data.corpus)
     classifier = classifier or ClassifierArguments()
@@ -79,7 +81,8 @@ def finetune(
         return begun
     cells = split_labelled_cells(corpus, data, training.seed)
     _check_selection(cells, training)
-    label_names = sorted(set(cells.labels[cells.split.train].tolist()))
+    targets = _tree_targets(cells, data, training)
+    label_names = sorted(set(cells.labels[cells.split.train].tolist())) if targets is None else list(targets.leaves)
     if len(label_names) < 2:
         raise ValueError(f"label_column={data.label_column!r} has the labels {label_names} in training; two are needed")
     if training.process_index == 0:
@@ -90,12 +93,12 @@ def finetune(
         corpus.tokenizer(),
         model_arguments,
         label_names=label_names,
-        head=classifier.config_values,
+        head={**classifier.config_values, "label_parents": None if targets is None else targets.tree.parents},
     )
     started = start_classifier(model, classifier, corpus, cells, seed=training.seed)
     batch = fit_training_batch_size(training, model, longest=longest_cell(CellDataset(corpus)))
     model = choose_trainable(model, model_arguments, training)
-    trainer = _make_trainer(model, corpus, cells, data, training)
+    trainer = _make_trainer(model, corpus, cells, data, training, targets)
     return train_and_save(
         trainer,
         {**record, **started, **batch},
@@ -117,19 +120,42 @@ def _check_selection(cells: LabelledCells, training: FineTuningArguments) -> Non
     )
 
 
+def _tree_targets(
+    cells: LabelledCells, data: FineTuningDataArguments, training: FineTuningArguments
+) -> TreeTargets | None:
+    """Return the targets of a label tree, None without one."""
+    if data.label_tree is None:
+        return None
+    if training.label_smoothing_factor:
+        raise ValueError(
+            f"label_smoothing_factor={training.label_smoothing_factor} and label_tree={data.label_tree!r}: a label "
+            "that is not a leaf has no share to give to the others; leave one of them out"
+        )
+    return TreeTargets(open_label_tree(data.label_tree), cells.labels[cells.split.train])
+
+
 def _make_trainer(
     model: ScReformerForCellClassification,
     corpus: Corpus,
     cells: LabelledCells,
     data: FineTuningDataArguments,
     training: FineTuningArguments,
+    targets: TreeTargets | None,
 ) -> CellTrainer:
+    label2id = model.config.label2id if targets is None else targets.label2id
+    labels = cells.labels[cells.split.train]
+    loss: Callable[..., Any] | None  # Any: model outputs
+    if targets is None:
+        loss = class_weighted_loss(labels, model.config.label2id, training)
+    else:
+        loss = TreeLoss(targets, tree_weights(targets, labels) if training.class_weights == "balanced" else None)
+
     def collator(gene_dropout: float) -> CellCollator:
         return CellCollator.from_config(
             model.config,
             gene_dropout=gene_dropout,
             label_column=data.label_column,
-            label2id=model.config.label2id,
+            label2id=label2id,
             seed=training.seed,
         )
 
@@ -141,8 +167,8 @@ def _make_trainer(
         data_collator=collator(data.gene_dropout),
         eval_data_collator=collator(0.0),
         processing_class=corpus.tokenizer(),
-        compute_loss_func=class_weighted_loss(cells.labels[cells.split.train], model.config.label2id, training),
-        compute_metrics=compute_cell_type_metrics,
+        compute_loss_func=loss,
+        compute_metrics=compute_cell_type_metrics if targets is None else targets.compute_metrics,
         preprocess_logits_for_metrics=keep_logits,
         callbacks=early_stopping(training),
     )

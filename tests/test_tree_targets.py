@@ -1,0 +1,127 @@
+"""Training on labels at any level of a tree: the loss, the scores, and a classifier that learns from all cells."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_corpus import TINY_MODEL, make_cells, make_corpus
+from torch.nn.functional import cross_entropy
+from transformers import EvalPrediction
+
+from screformer.annotation.label_tree import LabelTree
+from screformer.modeling_screformer import ScReformerForCellClassification
+from screformer.train.arguments import FineTuningArguments, FineTuningDataArguments, ModelArguments
+from screformer.train.classifier_start import ClassifierArguments
+from screformer.train.finetune import finetune
+from screformer.train.tree_targets import TreeLoss, TreeTargets, open_label_tree, tree_weights
+
+TREE = LabelTree({"islet": None, "alpha": "islet", "beta": "islet", "other": None, "duct": "other", "fat": "other"})
+LABELS = np.array(["beta", "islet", "alpha", "other", "beta"])
+
+
+@pytest.fixture
+def targets():
+    return TreeTargets(TREE, LABELS)
+
+
+def test_leaves_are_the_labels_without_subtypes_in_training_and_come_first(targets):
+    assert targets.leaves == ("alpha", "beta", "other")
+    assert targets.names == ("alpha", "beta", "other", "islet")
+    assert targets.is_below.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0]]
+
+
+def test_the_loss_is_minus_the_logarithm_of_the_probability_of_what_is_below(targets):
+    torch.manual_seed(0)
+    logits, labels = torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 2, 3, -100])
+    loss = TreeLoss(targets)({"logits": logits}, labels)
+    probabilities = logits.float().softmax(dim=-1)
+    expected = -torch.stack([probabilities[0, 0], probabilities[1, 2], probabilities[2, :2].sum()]).log()
+    assert loss == pytest.approx(float(expected.mean()), rel=1e-5)
+    assert TreeLoss(targets)({"logits": logits}, labels, 6) == pytest.approx(float(expected.sum()) / 6, rel=1e-5)
+
+
+def test_of_leaves_it_is_the_cross_entropy_with_its_gradient(targets):
+    torch.manual_seed(0)
+    logits, labels = torch.randn(5, 3, requires_grad=True), torch.tensor([0, 2, 1, 1, 0])
+    weights = torch.tensor([1.0, 2.0, 0.5, 9.0])
+    ours = torch.autograd.grad(TreeLoss(targets, weights)({"logits": logits}, labels), logits)[0]
+    theirs = torch.autograd.grad((cross_entropy(logits, labels, reduction="none") * weights[labels]).mean(), logits)[0]
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_an_inner_label_leaves_it_open_which_leaf_it_is(targets):
+    logits = torch.tensor([[2.0, 1.0, 0.0]], requires_grad=True)
+    TreeLoss(targets)({"logits": logits}, torch.tensor([3])).backward()
+    below = logits.detach()[0, :2].softmax(dim=0)
+    # What the leaves below gain they gain in the proportion that they have.
+    torch.testing.assert_close(logits.grad[0, :2] / logits.grad[0, :2].sum(), below)
+    assert logits.grad[0, 2] > 0
+
+
+def test_weights_make_the_labels_that_cells_have_equal(targets):
+    weights = tree_weights(targets, LABELS)
+    assert weights.tolist() == pytest.approx([5 / 4, 5 / 8, 5 / 4, 5 / 4])
+
+
+def test_predictions_are_scored_at_the_level_of_each_label(targets):
+    # alpha, beta, alpha, other predicted; islet is right for the first three.
+    logits = np.eye(3)[[0, 1, 0, 2]]
+    scores = targets.compute_metrics(EvalPrediction(logits, np.array([3, 1, 1, 3])))
+    assert scores["accuracy"] == scores["subtype_accuracy"] == 2 / 4
+    assert 0 < scores["macro_f1"] < 1
+    assert scores["hierarchical_f1"] == pytest.approx(2 * (4 / 7) * (4 / 6) / (4 / 7 + 4 / 6))
+
+
+def test_labels_that_are_not_in_the_tree_are_named_with_the_remedy():
+    with pytest.raises(ValueError, match=r"label_tree has no \['mast'\]; it has islet, alpha, .* exclude_labels"):
+        TreeTargets(TREE, ["alpha", "mast"])
+
+
+def test_trees_are_uhaf_s_or_of_a_file(tmp_path):
+    assert open_label_tree("uhaf:Heart") == LabelTree.uhaf("Heart")
+    (tmp_path / "tree.csv").write_text("label,parent\nislet,\nalpha,islet\n")
+    assert open_label_tree(str(tmp_path / "tree.csv")).leaves == ("alpha",)
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """A corpus with half of the alpha cells known as islet cells only, and its tree."""
+    folder = tmp_path_factory.mktemp("mixed")
+    cells = make_cells(96, types=["alpha", "beta", "duct"])
+    labels = cells.obs["cell_type"].to_numpy().astype(object)
+    labels[np.flatnonzero(labels == "alpha")[::2]] = "islet"
+    cells.obs["cell_type"] = labels
+    (folder / "tree.csv").write_text("label,parent\nislet,\nalpha,islet\nbeta,islet\nduct,\n")
+    return make_corpus(folder, cells=cells), str(folder / "tree.csv")
+
+
+def run(corpus: str, tree: str, folder: Path, classifier: ClassifierArguments | None = None, **options):
+    model = ModelArguments(config_overrides=[*TINY_MODEL, "classifier_dropout=0.0", "gene_space=expressed"])
+    data = FineTuningDataArguments(corpus=corpus, label_tree=tree)
+    options = {"num_train_epochs": 12, "learning_rate": 1e-2, "gradient_accumulation_steps": 1, **options}
+    training = FineTuningArguments(
+        output_dir=str(folder), use_cpu=True, disable_tqdm=True, per_device_train_batch_size=8,
+        early_stopping_patience=0, seed=1, **options,
+    )  # fmt: skip
+    return finetune(model, data, training, classifier)
+
+
+def test_a_classifier_of_the_leaves_learns_from_cells_at_any_level(mixed, tmp_path):
+    result = run(*mixed, tmp_path, class_weights="balanced")
+    config = ScReformerForCellClassification.from_pretrained(result.output_dir).config
+    assert [config.id2label[number] for number in range(config.num_labels)] == ["alpha", "beta", "duct"]
+    assert config.label_parents == {"islet": None, "alpha": "islet", "beta": "islet", "duct": None}
+    assert result.metrics["validation_accuracy"] > 0.9
+    assert result.metrics["validation_loss"] < 0.5
+
+
+def test_a_regression_starts_from_the_cells_whose_labels_are_leaves(mixed, tmp_path):
+    start = ClassifierArguments(classifier_paths=["convolution", "linear"], linear_start="logistic_regression")
+    result = run(*mixed, tmp_path, start, num_train_epochs=1, learning_rate=1e-5)
+    assert result.metrics["validation_accuracy"] > 0.9
+
+
+def test_smoothing_has_no_meaning_here(mixed, tmp_path):
+    with pytest.raises(ValueError, match=r"label_smoothing_factor=0.1 and label_tree='.*tree.csv': a label"):
+        run(*mixed, tmp_path, label_smoothing_factor=0.1)
