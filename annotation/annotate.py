@@ -22,6 +22,7 @@ from screformer.annotation.annotated_copy import (
     check_paths,
 )
 from screformer.annotation.cell_source import CellSource, warn_of_empty_cells
+from screformer.annotation.label_tree import LabelTree, LevelPredictions, predict_levels
 from screformer.annotation.trained_model import load_classifier
 from screformer.tokenization.count_matrix import open_count_matrix
 from screformer.tokenization.passport_problems import check_allowed
@@ -33,11 +34,17 @@ NO_LABEL = -1
 
 
 class NewNames(NamedTuple):
-    """What `annotate_file` adds: two columns of `obs`, and a matrix of `obsm`."""
+    """What `annotate_file` adds: columns of `obs`, those of levels in pairs, and a matrix of `obsm`."""
 
     cell_type: str
     probability: str
     probabilities: str
+    levels: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def obs(self) -> list[str]:
+        """The columns of `obs`."""
+        return [self.cell_type, self.probability, *(name for pair in self.levels for name in pair)]
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,7 @@ class AnnotationSummary:
                 f"{self.num_cells} cells: {types or 'no labels'}; {self.num_empty_cells} without counts on known genes",
                 f"counts from {self.count_source}, genes by {self.gene_source}; "
                 f"{self.gene_coverage:.1%} of the counts are on genes that the model knows",
-                f"{self.output}: obs[{self.names.cell_type!r}], obs[{self.names.probability!r}], "
+                f"{self.output}: {', '.join(f'obs[{name!r}]' for name in self.names.obs)}, "
                 f"obsm[{self.names.probabilities!r}]",
             ]
         )
@@ -109,6 +116,9 @@ def annotate_file(
 
     - ``obs["{key}_cell_type"]``: the most probable type, a categorical of the types that were predicted.
     - ``obs["{key}_probability"]``: its probability, float32.
+    - Of a model with a label tree, ``obs["{key}_level_1"]`` and so on: the label at each level, from the top down the
+      likeliest below the one before, where the path ends its end again; and ``obs["{key}_level_1_probability"]``.
+      The cell type is the path's end then.
     - ``obsm["{key}_probabilities"]``: all probabilities, float32 (cells, labels).
     - ``uns["{key}"]``: the `labels` of those columns, the model, the `input`'s passport (see `InputPassport`), versions
       and date.
@@ -152,8 +162,18 @@ def annotate_file(
     """
     allowed = check_allowed(allow)
     source_path, target = check_paths(cells, output, overwrite=overwrite)
-    names = NewNames(f"{key}_cell_type", f"{key}_probability", f"{key}_probabilities")
     trained = load_classifier(model, device=device)
+    parents = trained.model.config.label_parents
+    tree = LabelTree(parents) if parents else None
+    names = NewNames(
+        f"{key}_cell_type",
+        f"{key}_probability",
+        f"{key}_probabilities",
+        tuple(
+            (f"{key}_level_{level}", f"{key}_level_{level}_probability")
+            for level in range(1, 1 + (tree.num_levels if tree else 0))
+        ),
+    )
     inference = BatchInference(trained.model, "logits", batch_size=batch_size, gene_space=gene_space)
     labels = [trained.model.config.id2label[index] for index in range(inference.width)]
     vocabulary = trained.tokenizer.gene_vocabulary
@@ -161,10 +181,10 @@ def annotate_file(
         source_path, layer=layer, gene_column=gene_column, vocabulary=vocabulary, allow=allowed
     ) as matrix:
         check_format(matrix)
-        check_names_free(source_path, key, obs=names[:2], obsm=names[2:], uns=[key], overwrite=overwrite)
+        check_names_free(source_path, key, obs=names.obs, obsm=[names.probabilities], uns=[key], overwrite=overwrite)
         source = CellSource(matrix, trained.tokenizer, allow=allowed, progress=progress)
         with annotated_copy(source_path, target) as file:
-            predicted = _predict_into(file, source, inference, labels, names)
+            predicted = _predict_into(file, source, inference, labels, names, tree)
             num_empty = int((predicted.types == NO_LABEL).sum())
             record = {"labels": labels, "model": trained.describe(), "gene_space": inference.gene_space}
             add_record(file, key, {**record, "input": source.describe_input(), "num_empty_cells": num_empty})
@@ -191,18 +211,45 @@ class _Predicted(NamedTuple):
 
 
 def _predict_into(
-    file: h5py.File, source: CellSource, inference: BatchInference, labels: list[str], names: NewNames
+    file: h5py.File,
+    source: CellSource,
+    inference: BatchInference,
+    labels: list[str],
+    names: NewNames,
+    tree: LabelTree | None,
 ) -> _Predicted:
     """Predict all cells and write what was found to `file`, the full table block by block."""
+    levels = None
+    if tree is not None:
+        shape = source.num_cells, tree.num_levels
+        levels = LevelPredictions(np.full(shape, NO_LABEL), np.full(shape, np.nan, dtype=np.float32))
     predicted = _Predicted(np.full(source.num_cells, NO_LABEL), np.full(source.num_cells, np.nan, dtype=np.float32))
     table = add_cell_matrix(file, names.probabilities, source.num_cells, len(labels))
     for rows, logits in source.outputs(inference, task="annotate"):
         table[rows] = block = softmax(logits)
-        predicted.types[rows] = np.where(np.isnan(block[:, 0]), NO_LABEL, block.argmax(axis=1))
-        predicted.probabilities[rows] = block.max(axis=1)
+        is_empty = np.isnan(block[:, 0])
+        chosen, probabilities = block.argmax(axis=1), block.max(axis=1)
+        if tree is not None and levels is not None:
+            # From the top down, so that the labels of a cell form a path; its end is the cell's type.
+            found = predict_levels(tree, labels, block)
+            levels.labels[rows] = np.where(is_empty[:, None], NO_LABEL, found.labels)
+            levels.probabilities[rows] = found.probabilities
+            chosen = np.array([labels.index(tree.labels[index]) for index in found.labels[:, -1].tolist()])
+            probabilities = np.take_along_axis(block, chosen[:, None], axis=1)[:, 0]
+        predicted.types[rows] = np.where(is_empty, NO_LABEL, chosen)
+        predicted.probabilities[rows] = probabilities
     # Types that no cell has would be empty groups to whoever goes on with the file.
     cell_types = pd.Categorical.from_codes(predicted.types, categories=labels).remove_unused_categories()
-    add_obs_columns(file, {names.cell_type: cell_types, names.probability: predicted.probabilities})
+    columns: dict[str, pd.Categorical | np.ndarray] = {
+        names.cell_type: cell_types,
+        names.probability: predicted.probabilities,
+    }
+    if tree is not None and levels is not None:
+        for level, (label_name, probability_name) in enumerate(names.levels):
+            of_level = pd.Categorical.from_codes(levels.labels[:, level], categories=list(tree.labels))
+            columns[label_name] = of_level.remove_unused_categories()
+            columns[probability_name] = levels.probabilities[:, level]
+    add_obs_columns(file, columns)
     return predicted
 
 

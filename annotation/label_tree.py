@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -248,6 +248,38 @@ class LabelTree:
 
     def __repr__(self) -> str:
         return f"LabelTree({len(self.labels)} labels, {len(self.leaves)} leaves, {self.num_levels} levels)"
+
+
+class LevelPredictions(NamedTuple):
+    """Of cells, and each level of a tree: indices of the labels in its `labels`, and their probabilities."""
+
+    labels: Int64Array
+    probabilities: FloatArray
+
+
+def predict_levels(tree: LabelTree, class_names: Sequence[str], probabilities: FloatArray) -> LevelPredictions:
+    """Return labels and probabilities at each level, both (cells, levels), of a classifier of the tree's leaves.
+
+    Parameters
+    ----------
+    tree
+        Whose leaves the classes are.
+    class_names
+        Of the columns of `probabilities`, in any order.
+    probabilities
+        (cells, classes). Rows of NaN keep NaN; their labels mean nothing.
+
+    Raises
+    ------
+    ValueError
+        The classes are not the leaves.
+    """
+    if sorted(class_names) != sorted(tree.leaves):
+        raise ValueError(f"class_names are {sorted(class_names)}; they must be the tree's leaves {sorted(tree.leaves)}")
+    order = [list(class_names).index(leaf) for leaf in tree.leaves]
+    of_labels = tree.label_probabilities(probabilities[:, order])
+    labels = tree.predict_levels(of_labels)
+    return LevelPredictions(labels, np.take_along_axis(of_labels, labels, axis=1))
 
 
 def unknown_labels(tree: LabelTree, labels: Sequence[str]) -> list[str]:

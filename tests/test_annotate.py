@@ -242,7 +242,7 @@ def test_counts_and_names_are_taken_from_where_the_user_says(cells, checkpoint, 
     options = {"layer": "umi", "gene_column": "id", "key": "mine", "batch_size": 48}
     annotated, summary = annotate(tmp_path / "moved.h5ad", checkpoint, tmp_path / "out.h5ad", **options)
     np.testing.assert_array_equal(annotated.obsm["mine_probabilities"], expected.obsm["screformer_probabilities"])
-    assert summary.names == ("mine_cell_type", "mine_probability", "mine_probabilities")
+    assert summary.names == ("mine_cell_type", "mine_probability", "mine_probabilities", ())
     assert (summary.count_source, summary.gene_source) == ("layers/umi", "var['id']")
     with pytest.raises(ValueError, match=r"layer='counts' is not in moved.h5ad, which has the layers \['umi'\]"):
         annotate(tmp_path / "moved.h5ad", checkpoint, tmp_path / "no.h5ad", layer="counts")

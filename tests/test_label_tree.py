@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from screformer.annotation.label_tree import LabelTree, unknown_labels
-from screformer.train.tree_metrics import hierarchical_scores
+from screformer.annotation.label_tree import LabelTree, predict_levels, unknown_labels
+from screformer.train.tree_metrics import hierarchical_scores, score_levels
 
 IMMUNE = {
     "lymphoid": None, "T cell": "lymphoid", "CD4 T": "T cell", "CD8 T": "T cell", "B cell": "lymphoid",
@@ -165,3 +165,24 @@ def test_scores(tree):
     assert hierarchical_scores(tree, ["fat cell"], ["monocyte"])["hierarchical_f1"] == 0
     with pytest.raises(ValueError, match="one label a cell, got 1 and 2"):
         hierarchical_scores(tree, ["T cell"], ["T cell", "B cell"])
+
+
+def test_classes_in_any_order_give_the_levels(tree):
+    names = ["fat cell", "monocyte", "B cell", "CD8 T", "CD4 T"]
+    probabilities = np.array([[0.1, 0.1, 0.1, 0.2, 0.5], [np.nan] * 5])
+    found = predict_levels(tree, names, probabilities)
+    assert [tree.labels[index] for index in found.labels[0]] == ["lymphoid", "T cell", "CD4 T"]
+    np.testing.assert_allclose(found.probabilities[0], [0.8, 0.7, 0.5])
+    assert np.isnan(found.probabilities[1]).all()
+    with pytest.raises(ValueError, match="they must be the tree's leaves"):
+        predict_levels(tree, names[:4], probabilities[:, :4])
+
+
+def test_levels_are_scored_where_the_label_says_something(tree):
+    names = list(tree.leaves)
+    scores = score_levels(tree, names, np.eye(5, dtype=np.float32), ["CD4 T", "T cell", "monocyte", "fat cell", "x"])
+    # Predicted: CD4 T, CD8 T, B cell, monocyte; the label x is in no tree.
+    assert (scores["num_cells"], scores["num_unknown_cells"]) == (4, 1)
+    assert [(row["num_cells"], row["accuracy"]) for row in scores["levels"]] == [(4, 0.5), (4, 0.5), (3, 1 / 3)]
+    assert scores["subtype_accuracy"] == 0.5
+    assert score_levels(tree, names, np.eye(5, dtype=np.float32)[:1], ["x"])["levels"] == []

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import anndata
 import numpy as np
 import pytest
 import torch
@@ -9,11 +10,15 @@ from small_corpus import TINY_MODEL, make_cells, make_corpus
 from torch.nn.functional import cross_entropy
 from transformers import EvalPrediction
 
+from screformer.annotation.annotate import annotate_file
 from screformer.annotation.label_tree import LabelTree
 from screformer.modeling_screformer import ScReformerForCellClassification
+from screformer.tokenization.corpus import open_corpus
 from screformer.train.arguments import FineTuningArguments, FineTuningDataArguments, ModelArguments
 from screformer.train.classifier_start import ClassifierArguments
+from screformer.train.evaluate import evaluate_checkpoint
 from screformer.train.finetune import finetune
+from screformer.train.result_files import read_json
 from screformer.train.tree_targets import TreeLoss, TreeTargets, open_label_tree, tree_weights
 
 TREE = LabelTree({"islet": None, "alpha": "islet", "beta": "islet", "other": None, "duct": "other", "fat": "other"})
@@ -66,11 +71,14 @@ def test_weights_make_the_labels_that_cells_have_equal(targets):
 
 def test_predictions_are_scored_at_the_level_of_each_label(targets):
     # alpha, beta, alpha, other predicted; islet is right for the first three.
-    logits = np.eye(3)[[0, 1, 0, 2]]
+    logits = 9 * np.eye(3)[[0, 1, 0, 2]]
     scores = targets.compute_metrics(EvalPrediction(logits, np.array([3, 1, 1, 3])))
     assert scores["accuracy"] == scores["subtype_accuracy"] == 2 / 4
     assert 0 < scores["macro_f1"] < 1
     assert scores["hierarchical_f1"] == pytest.approx(2 * (4 / 7) * (4 / 6) / (4 / 7 + 4 / 6))
+    # The likeliest leaf is "other", but islet cells are likelier together: as annotation says, from the top down.
+    undecided = np.log([[0.3, 0.25, 0.45]])
+    assert targets.compute_metrics(EvalPrediction(undecided, np.array([3])))["accuracy"] == 1
 
 
 def test_labels_that_are_not_in_the_tree_are_named_with_the_remedy():
@@ -99,7 +107,7 @@ def mixed(tmp_path_factory):
 def run(corpus: str, tree: str, folder: Path, classifier: ClassifierArguments | None = None, **options):
     model = ModelArguments(config_overrides=[*TINY_MODEL, "classifier_dropout=0.0", "gene_space=expressed"])
     data = FineTuningDataArguments(corpus=corpus, label_tree=tree)
-    options = {"num_train_epochs": 12, "learning_rate": 1e-2, "gradient_accumulation_steps": 1, **options}
+    options = {"num_train_epochs": 25, "learning_rate": 1e-2, "gradient_accumulation_steps": 1, **options}
     training = FineTuningArguments(
         output_dir=str(folder), use_cpu=True, disable_tqdm=True, per_device_train_batch_size=8,
         early_stopping_patience=0, seed=1, **options,
@@ -107,8 +115,13 @@ def run(corpus: str, tree: str, folder: Path, classifier: ClassifierArguments | 
     return finetune(model, data, training, classifier)
 
 
-def test_a_classifier_of_the_leaves_learns_from_cells_at_any_level(mixed, tmp_path):
-    result = run(*mixed, tmp_path, class_weights="balanced")
+@pytest.fixture(scope="module")
+def trained(mixed, tmp_path_factory):
+    return run(*mixed, tmp_path_factory.mktemp("trained") / "model", class_weights="balanced")
+
+
+def test_a_classifier_of_the_leaves_learns_from_cells_at_any_level(trained):
+    result = trained
     config = ScReformerForCellClassification.from_pretrained(result.output_dir).config
     assert [config.id2label[number] for number in range(config.num_labels)] == ["alpha", "beta", "duct"]
     assert config.label_parents == {"islet": None, "alpha": "islet", "beta": "islet", "duct": None}
@@ -116,10 +129,50 @@ def test_a_classifier_of_the_leaves_learns_from_cells_at_any_level(mixed, tmp_pa
     assert result.metrics["validation_loss"] < 0.5
 
 
+def test_evaluation_has_the_scores_of_each_level(mixed, trained, tmp_path, caplog):
+    evaluation = evaluate_checkpoint(trained.output_dir, mixed[0], tmp_path, part="all", progress=False)
+    assert evaluation == read_json(tmp_path / "evaluation.json")
+    hierarchy = evaluation["hierarchy"]
+    assert (hierarchy["num_cells"], hierarchy["num_unknown_cells"]) == (96, 0)
+    first, second = hierarchy["levels"]
+    # Of the 16 islet cells nothing is known at the second level; ducts are leaves at the first, and repeat.
+    assert (first["num_cells"], second["num_cells"]) == (96, 80)
+    assert first["accuracy"] >= second["accuracy"] > 0.9
+    assert evaluation["num_cells_above_classes"] == 16
+    assert evaluation["num_cells"] == 80
+    assert evaluation["unknown_labels"] == []
+    assert hierarchy["hierarchical_f1"] > 0.8
+
+
+def test_annotation_writes_every_level(mixed, trained, tmp_path):
+    cells = Path(mixed[0]).parent / "cells.h5ad"
+    summary = annotate_file(cells, trained.output_dir, tmp_path / "out.h5ad", progress=False)
+    assert "obs['screformer_level_1']" in str(summary)
+    written = anndata.read_h5ad(tmp_path / "out.h5ad")
+    tree = LabelTree({"islet": None, "alpha": "islet", "beta": "islet", "duct": None})
+    first, second = written.obs["screformer_level_1"], written.obs["screformer_level_2"]
+    for above, below in zip(first, second, strict=True):
+        assert (above, below) == (tree.at_level(below, 1), tree.at_level(below, 2))
+    assert (written.obs["screformer_cell_type"].astype(str) == second.astype(str)).all()
+    probabilities = written.obs[["screformer_level_1_probability", "screformer_level_2_probability"]].to_numpy()
+    assert (probabilities[:, 0] >= probabilities[:, 1]).all()
+    np.testing.assert_array_equal(probabilities[:, 1], written.obs["screformer_probability"].to_numpy())
+    table = written.obsm["screformer_probabilities"]
+    is_islet = (first == "islet").to_numpy()
+    np.testing.assert_allclose(probabilities[is_islet, 0], table[is_islet, :2].sum(axis=1), rtol=1e-5)
+    truth = written.obs["cell_type"].map({"alpha": "islet", "beta": "islet", "islet": "islet", "duct": "duct"})
+    assert (truth.to_numpy() == first.astype(str).to_numpy()).mean() > 0.9
+
+
 def test_a_regression_starts_from_the_cells_whose_labels_are_leaves(mixed, tmp_path):
     start = ClassifierArguments(classifier_paths=["convolution", "linear"], linear_start="logistic_regression")
-    result = run(*mixed, tmp_path, start, num_train_epochs=1, learning_rate=1e-5)
-    assert result.metrics["validation_accuracy"] > 0.9
+    run(*mixed, tmp_path, start, num_train_epochs=1, learning_rate=1e-5)
+    labels = dict(
+        zip(open_corpus(mixed[0]).dataset["cell_id"], open_corpus(mixed[0]).dataset["cell_type"], strict=True)
+    )
+    train = [labels[name.rpartition(":")[2]] for name in read_json(tmp_path / "splits.json")["train"]]
+    start_of = read_json(tmp_path / "training.json")["linear_start"]
+    assert start_of["num_cells"] == sum(label != "islet" for label in train) < len(train)
 
 
 def test_smoothing_has_no_meaning_here(mixed, tmp_path):

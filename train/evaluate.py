@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from screformer.annotation.label_tree import LabelTree
 from screformer.configuration_screformer import ScReformerConfig
 from screformer.modeling_screformer import ScReformerForCellClassification
 from screformer.tokenization.corpus import Corpus, open_corpus
@@ -24,6 +25,7 @@ from screformer.train.corpus_columns import describe_corpus, name_cells, read_co
 from screformer.train.inference import predict_probabilities
 from screformer.train.result_files import hash_weights, read_json, software_versions, write_json, written_aside
 from screformer.train.starting_model import check_tokenizer
+from screformer.train.tree_metrics import score_levels
 
 # By name, because run with `python -m` this module is called __main__.
 logger = logging.getLogger("screformer.train.evaluate")
@@ -53,7 +55,8 @@ def evaluate_checkpoint(
 
     Writes into `output`: ``evaluation.json`` (all of `classification_metrics`, and what was measured on what),
     ``predictions.tsv`` (a row a cell, with every probability), ``confusion_matrix.png``, ``roc_curves.png``. Cells
-    whose label the model does not know count as errors; their labels are in ``unknown_labels``.
+    whose label the model does not know count as errors; their labels are in ``unknown_labels``. Of a model with a label
+    tree, ``hierarchy`` has what `tree_metrics.score_levels` finds, of cells with labels at any level.
 
     Parameters
     ----------
@@ -92,6 +95,18 @@ def evaluate_checkpoint(
     model = ScReformerForCellClassification.from_pretrained(checkpoint)
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     probabilities = predict_probabilities(model, CellDataset(corpus, numbers), batch_size=batch_size, progress=progress)
+    names, of_tree = _label_names(config), {}
+    if config.label_parents:
+        # Where a label is above the classes, no class is right or wrong: these cells count at their levels alone.
+        tree = LabelTree(config.label_parents)
+        is_class = ~np.isin(labels[numbers], sorted(set(tree.labels) - set(names)))
+        of_tree = {
+            "hierarchy": score_levels(tree, names, probabilities, labels[numbers].tolist()),
+            "num_cells_above_classes": int((~is_class).sum()),
+        }
+        numbers, probabilities = numbers[is_class], probabilities[is_class]
+        if not len(numbers):
+            raise ValueError(f"part {part!r} has no cell whose label is one of the classes {names}")
     facts = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "part": part,
@@ -103,10 +118,9 @@ def evaluate_checkpoint(
         },
         "corpus": {"name": str(corpus_folder), **describe_corpus(corpus)},
         "device": str(model.device),
+        **of_tree,
     }
-    return _write_evaluation(
-        Path(output), facts, name_cells(corpus)[numbers], labels[numbers], probabilities, _label_names(config)
-    )
+    return _write_evaluation(Path(output), facts, name_cells(corpus)[numbers], labels[numbers], probabilities, names)
 
 
 def _read_splits(checkpoint: str | Path, splits: str | Path | None, *, is_needed: bool) -> dict[str, Any]:
@@ -230,6 +244,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     scores = ", ".join(f"{name} {evaluation[name]:.4f}" for name in ("accuracy", "macro_f1", "balanced_accuracy"))
+    if "hierarchy" in evaluation:
+        for row in evaluation["hierarchy"]["levels"]:
+            logger.info("level %(level)d, %(num_cells)d cells: accuracy %(accuracy).4f, macro_f1 %(macro_f1).4f", row)
     logger.info("%d cells: %s; results: %s", evaluation["num_cells"], scores, options.output)
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from screformer.annotation.label_tree import LabelTree
+import numpy as np
+import numpy.typing as npt
+
+from screformer.annotation.label_tree import LabelTree, predict_levels
+from screformer.train.metrics import cell_type_scores
 
 
 def hierarchical_scores(tree: LabelTree, predicted: Sequence[str], truth: Sequence[str]) -> dict[str, float]:
@@ -42,3 +45,40 @@ def hierarchical_scores(tree: LabelTree, predicted: Sequence[str], truth: Sequen
         "subtype_accuracy": sum(tree.is_within(own, true) for own, true in pairs) / len(pairs),
         "exact_accuracy": sum(own == true for own, true in pairs) / len(pairs),
     }
+
+
+def score_levels(
+    tree: LabelTree, class_names: Sequence[str], probabilities: npt.NDArray[np.float32], truth: Sequence[str]
+) -> dict[str, Any]:  # Any: JSON
+    """Return `hierarchical_scores` of the path that is predicted for each cell, and the scores of each level.
+
+    At a level those cells count whose label says what they are there: it is at least as deep, or a leaf above, which
+    repeats. ``levels`` has a row for each with ``level``, ``num_cells``, ``accuracy``, ``macro_f1`` and
+    ``balanced_accuracy``. Labels that the tree does not have are left out, and counted in ``num_unknown_cells``.
+
+    Parameters
+    ----------
+    tree
+        Of the classifier.
+    class_names, probabilities
+        Of the classifier's classes, (cells, classes).
+    truth
+        A label a cell, at any level.
+    """
+    is_known = np.isin(np.asarray(truth), tree.labels)
+    labels = [label for label, known in zip(truth, is_known.tolist(), strict=True) if known]
+    scores: dict[str, Any] = {"num_cells": len(labels), "num_unknown_cells": int((~is_known).sum()), "levels": []}
+    if not labels:
+        return scores
+    predicted = predict_levels(tree, class_names, probabilities[is_known]).labels
+    scores |= hierarchical_scores(tree, [tree.labels[index] for index in predicted[:, -1].tolist()], labels)
+    place = {label: index for index, label in enumerate(tree.labels)}
+    for level in range(1, tree.num_levels + 1):
+        counts = [len(tree.path(label)) >= level or label in tree.leaves for label in labels]
+        cells = np.flatnonzero(counts)
+        if not len(cells):
+            continue
+        true = np.array([place[tree.at_level(labels[cell], level)] for cell in cells.tolist()], dtype=np.int64)
+        row = {"level": level, "num_cells": len(cells), **cell_type_scores(predicted[cells, level - 1], true)}
+        scores["levels"].append(row)
+    return scores

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from screformer.annotation.label_tree import LabelTree, unknown_labels
+from screformer.annotation.label_tree import LabelTree, predict_levels, unknown_labels
 from screformer.train.collator import IGNORED_LABEL
 from screformer.train.metrics import cell_type_scores
 from screformer.train.tree_metrics import hierarchical_scores
@@ -82,15 +82,18 @@ class TreeTargets:
         self.is_below = np.array([[name in self.tree.path(leaf) for leaf in self.leaves] for name in self.names])
 
     def compute_metrics(self, prediction: Any) -> dict[str, float]:  # Any: transformers' EvalPrediction
-        """Return validation scores of an epoch: of the predicted leaf, seen at the level of each cell's label.
+        """Return validation scores of an epoch: of the predicted path, at the level of each cell's label.
 
         Those of `metrics.cell_type_scores`, and beside them those of `tree_metrics.hierarchical_scores`.
         """
         truth = [self.names[number] for number in np.asarray(prediction.label_ids).tolist()]
-        found = [self.leaves[number] for number in np.argmax(prediction.predictions, axis=-1).tolist()]
-        seen = [self.tree.at_level(leaf, len(self.tree.path(label))) for leaf, label in zip(found, truth, strict=True)]
+        probabilities = torch.from_numpy(np.asarray(prediction.predictions, dtype=np.float64)).softmax(dim=-1).numpy()
+        levels = predict_levels(self.tree, self.leaves, probabilities).labels
+        depths = np.array([len(self.tree.path(label)) for label in truth])
+        seen = [self.tree.labels[index] for index in levels[np.arange(len(truth)), depths - 1].tolist()]
         ids = [np.array([self.label2id[name] for name in names], dtype=np.int64) for names in (seen, truth)]
-        hierarchical = hierarchical_scores(self.tree, found, truth)
+        ends = [self.tree.labels[index] for index in levels[:, -1].tolist()]
+        hierarchical = hierarchical_scores(self.tree, ends, truth)
         kept = ("hierarchical_f1", "subtype_accuracy")
         return {**cell_type_scores(*ids), **{name: hierarchical[name] for name in kept}}
 
