@@ -97,6 +97,7 @@ def compare_pretraining(
     shots: Sequence[int] = SHOTS,
     seeds: int = 5,
     all_cells_seeds: int | None = None,
+    paper_seeds: int | None = None,
     num_workers: int | None = None,
     command: str = "compare_pretraining",
 ) -> dict[str, Any]:  # Any: JSON
@@ -116,6 +117,8 @@ def compare_pretraining(
         Draws of cells and starts of the classifier: 0, 1, and so on. There is one checkpoint a donor.
     all_cells_seeds
         The same for all labelled cells, whose runs are longer; default `seeds`.
+    paper_seeds
+        The same for the paper's classifier on few cells, whose runs are longer too; default `seeds`.
     num_workers
         Processes, each with one thread; default the cores there are.
     command
@@ -140,8 +143,9 @@ def compare_pretraining(
     runs = []
     for name, number in itertools.product([REGRESSION, *systems], [*sorted(shots), None]):
         system = LOGISTIC_REGRESSION if name == REGRESSION else SYSTEMS[name]
-        # Of all cells a regression is the same with every seed.
-        num_seeds = seeds if number is not None else 1 if name == REGRESSION else of_all
+        num_seeds = of_all if number is None else (paper_seeds or seeds) if name.startswith("paper") else seeds
+        if name == REGRESSION and number is None:
+            num_seeds = 1  # the same with every seed
         runs += [
             Run(task, groups, name, system, seed, str(work), checkpoints.get((groups, system.pretraining)), number)
             for seed in range(num_seeds)
@@ -199,6 +203,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--shots", nargs="*", type=int, default=list(SHOTS), help="Labelled cells of each type.")
     parser.add_argument("--seeds", type=int, default=5, help="Seeds of each donor and number (default: %(default)s).")
     parser.add_argument("--all-cells-seeds", type=int, help="Seeds where all cells train (default: as --seeds).")
+    parser.add_argument("--paper-seeds", type=int, help="Seeds of the paper's classifier (default: as --seeds).")
     parser.add_argument("--workers", type=int, help="Processes (default: one a core).")
     given = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING)
@@ -212,6 +217,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             shots=given.shots,
             seeds=given.seeds,
             all_cells_seeds=given.all_cells_seeds,
+            paper_seeds=given.paper_seeds,
             num_workers=given.workers,
             command=" ".join(["screformer benchmark pretraining", *without_folders(arguments)]),
         )

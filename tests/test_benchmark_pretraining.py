@@ -1,6 +1,7 @@
 """The comparison of models with and without pretraining: a small run of it, and its arithmetic."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,25 @@ def test_every_donor_number_and_seed_is_run_once_and_summed_up(small, tmp_path, 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*") if path.is_file()}
     main(arguments)
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*") if path.is_file()}
+
+
+def test_the_papers_classifier_may_have_fewer_seeds(small, tmp_path, monkeypatch):
+    asked = []
+
+    def do_nothing(runs, num_workers, log):
+        asked.extend(runs)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(pretraining, "do_runs", do_nothing)
+    with pytest.raises(ValueError, match="enough"):
+        compare_pretraining(
+            tmp_path, tmp_path, systems=["small", "paper"], shots=[5], seeds=3, all_cells_seeds=1, paper_seeds=2
+        )
+    counts = Counter((each.name, each.cells_per_label) for each in asked)
+    assert counts == {
+        ("logistic_regression", 5): 12, ("logistic_regression", None): 4,
+        ("small", 5): 12, ("small", None): 4, ("paper", 5): 8, ("paper", None): 4,
+    }  # fmt: skip
 
 
 def test_the_regression_trains_on_the_drawn_cells(small):
