@@ -157,11 +157,13 @@ def compare_pretraining(
         {name: title for name, title in titles.items() if name in {REGRESSION, *systems}},
         [pair for pair in COMPARED if set(pair) <= {REGRESSION, *systems}],
     )
-    results |= {"command": command, "pretrainings": {name: PRETRAININGS[name] for name in needed}}
-    results |= {"arguments": {name: SYSTEMS[name].arguments for name in systems}}
-    results["held_out"] = {
-        name: [_held_out_scores(made.output) for made in pretrainings if made.name == name] for name in needed
+    made = {
+        name: [Pretraining(task, groups, name, str(work)).output for groups in task.folds()] for name in PRETRAININGS
     }
+    made = {name: folders for name, folders in made.items() if all((each / METRICS_FILE).exists() for each in folders)}
+    results |= {"command": command, "pretrainings": {name: PRETRAININGS[name] for name in made}}
+    results |= {"arguments": {name: SYSTEMS[name].arguments for name in systems}}
+    results["held_out"] = {name: [_held_out_scores(folder) for folder in folders] for name, folders in made.items()}
     write_pretraining(results, Path(output) / "pretraining")
     return results
 
