@@ -212,8 +212,8 @@ def judge_gpu(results: Mapping[str, Any]) -> list[Row]:
     for kind, wanted in WANTED.items():
         rates = [row["cells_per_second"] for row in default if row["kind"] == kind and "cells_per_second" in row]
         targets.append(judge(f"{kind}: cells a second, the best batch", max(rates, default=None), at_least=wanted))
-    step = find_row([row for row in default if "peak_bytes" in row], kind="pretraining", batch_size=PAPER_BATCH)
-    memory = None if step is None else step["peak_bytes"] / GIGABYTE
+    papers = find_row([row for row in default if "peak_bytes" in row], kind="pretraining", batch_size=PAPER_BATCH)
+    memory = None if papers is None else papers["peak_bytes"] / GIGABYTE
     targets.append(judge(f"pretraining, {PAPER_BATCH} cells: GB", memory, at_most=12))
     return targets
 

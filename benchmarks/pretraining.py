@@ -138,10 +138,13 @@ def compare_pretraining(
     with Workers(num_workers or available_cores()) as workers:
         for number, _ in enumerate(workers.run(make_checkpoint, pretrainings), start=1):
             logger.info("%d of %d checkpoints", number, len(pretrainings))
-    checkpoints = {(made.test_groups, made.name): str(made.output) for made in pretrainings}
+    checkpoints: dict[tuple[tuple[str, ...], str | None], str] = {
+        (made.test_groups, made.name): str(made.output) for made in pretrainings
+    }
     of_all = all_cells_seeds or seeds
     runs = []
-    for name, number in itertools.product([REGRESSION, *systems], [*sorted(shots), None]):
+    numbers: list[int | None] = [*sorted(shots), None]
+    for name, number in itertools.product([REGRESSION, *systems], numbers):
         system = LOGISTIC_REGRESSION if name == REGRESSION else SYSTEMS[name]
         num_seeds = of_all if number is None else (paper_seeds or seeds) if name.startswith("paper") else seeds
         if name == REGRESSION and number is None:

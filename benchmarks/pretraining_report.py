@@ -139,8 +139,8 @@ def format_pretraining(results: Mapping[str, Any]) -> str:
     for score, title in SCORES.items():
         rows = []
         for name, system in results["titles"].items():
-            found = [results["scores"][number][name] for number in numbers]
-            rows.append([system, *(_format_mean(facts[score]) for facts in found)])
+            of_numbers = [results["scores"][number][name] for number in numbers]
+            rows.append([system, *(_format_mean(facts[score]) for facts in of_numbers)])
         lines += [f"## {title}, mean over donors and seeds ± standard deviation between seeds", ""]
         lines += [table(["System", *map(_name_cells, numbers)], rows), ""]
     lines += ["## Macro-F1 with, less that without", ""]
