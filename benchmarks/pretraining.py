@@ -143,14 +143,14 @@ def compare_pretraining(
     }
     of_all = all_cells_seeds or seeds
     runs = []
-    numbers: list[int | None] = [*sorted(shots), None]
-    for name, number in itertools.product([REGRESSION, *systems], numbers):
+    shots_and_all: list[int | None] = [*sorted(shots), None]
+    for name, shot in itertools.product([REGRESSION, *systems], shots_and_all):
         system = LOGISTIC_REGRESSION if name == REGRESSION else SYSTEMS[name]
-        num_seeds = of_all if number is None else (paper_seeds or seeds) if name.startswith("paper") else seeds
-        if name == REGRESSION and number is None:
+        num_seeds = of_all if shot is None else (paper_seeds or seeds) if name.startswith("paper") else seeds
+        if name == REGRESSION and shot is None:
             num_seeds = 1  # the same with every seed
         runs += [
-            Run(task, groups, name, system, seed, str(work), checkpoints.get((groups, system.pretraining)), number)
+            Run(task, groups, name, system, seed, str(work), checkpoints.get((groups, system.pretraining)), shot)
             for seed in range(num_seeds)
             for groups in task.folds()
         ]
