@@ -260,8 +260,8 @@ class ScReformerTrainingArguments(TrainingArguments):
     compile_feed_forward: bool = field(
         default=False,
         metadata={
-            "help": "Compile the layers' feed-forward branches with torch.compile; for GPUs. --torch_compile compiles "
-            "only what is around the encoder."
+            "help": "Compile the layers' feed-forward branches, for GPUs; the Trainer's own flag compiles only what is "
+            "around the encoder."
         },
     )
     overwrite: bool = field(
