@@ -140,7 +140,7 @@ def _make_trainer(
     cells: LabelledCells,
     data: FineTuningDataArguments,
     training: FineTuningArguments,
-    targets: TreeTargets | None,
+    targets: TreeTargets | None = None,
 ) -> CellTrainer:
     label2id = model.config.label2id if targets is None else targets.label2id
     labels = cells.labels[cells.split.train]
