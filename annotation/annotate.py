@@ -221,6 +221,7 @@ def _predict_into(
     """Predict all cells and write what was found to `file`, the full table block by block."""
     levels = None
     if tree is not None:
+        class_of = np.array([labels.index(label) if label in labels else NO_LABEL for label in tree.labels])
         shape = source.num_cells, tree.num_levels
         levels = LevelPredictions(np.full(shape, NO_LABEL), np.full(shape, np.nan, dtype=np.float32))
     predicted = _Predicted(np.full(source.num_cells, NO_LABEL), np.full(source.num_cells, np.nan, dtype=np.float32))
@@ -234,7 +235,7 @@ def _predict_into(
             found = predict_levels(tree, labels, block)
             levels.labels[rows] = np.where(is_empty[:, None], NO_LABEL, found.labels)
             levels.probabilities[rows] = found.probabilities
-            chosen = np.array([labels.index(tree.labels[index]) for index in found.labels[:, -1].tolist()])
+            chosen = class_of[found.labels[:, -1]]
             probabilities = np.take_along_axis(block, chosen[:, None], axis=1)[:, 0]
         predicted.types[rows] = np.where(is_empty, NO_LABEL, chosen)
         predicted.probabilities[rows] = probabilities

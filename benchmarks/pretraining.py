@@ -15,7 +15,7 @@ import argparse
 import itertools
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,6 +89,14 @@ class Pretraining(NamedTuple):
         return Path(self.folder) / "checkpoints" / f"{self.task.name}-{'+'.join(self.test_groups)}-{self.name}"
 
 
+class Seeds(NamedTuple):
+    """How many seeds: of few cells, of all cells, and of few cells with the paper's classifier."""
+
+    few: int
+    all_cells: int
+    paper: int
+
+
 def compare_pretraining(
     output: str | Path,
     work: str | Path,
@@ -141,19 +149,8 @@ def compare_pretraining(
     checkpoints: dict[tuple[tuple[str, ...], str | None], str] = {
         (made.test_groups, made.name): str(made.output) for made in pretrainings
     }
-    of_all = all_cells_seeds or seeds
-    runs = []
-    shots_and_all: list[int | None] = [*sorted(shots), None]
-    for name, shot in itertools.product([REGRESSION, *systems], shots_and_all):
-        system = LOGISTIC_REGRESSION if name == REGRESSION else SYSTEMS[name]
-        num_seeds = of_all if shot is None else (paper_seeds or seeds) if name.startswith("paper") else seeds
-        if name == REGRESSION and shot is None:
-            num_seeds = 1  # the same with every seed
-        runs += [
-            Run(task, groups, name, system, seed, str(work), checkpoints.get((groups, system.pretraining)), shot)
-            for seed in range(num_seeds)
-            for groups in task.folds()
-        ]
+    seeds_of = Seeds(seeds, all_cells_seeds or seeds, paper_seeds or seeds)
+    runs = list(_plan_runs(task, systems, shots, seeds_of, str(work), checkpoints))
     titles = {name: system.title for name, system in {REGRESSION: LOGISTIC_REGRESSION, **SYSTEMS}.items()}
     results = summarize_pretraining(
         do_runs(runs, num_workers, logger),
@@ -169,6 +166,25 @@ def compare_pretraining(
     results["held_out"] = {name: [_held_out_scores(folder) for folder in folders] for name, folders in made.items()}
     write_pretraining(results, Path(output) / "pretraining")
     return results
+
+
+def _plan_runs(
+    task: Task,
+    systems: Sequence[str],
+    shots: Sequence[int],
+    seeds: Seeds,
+    work: str,
+    checkpoints: Mapping[tuple[tuple[str, ...], str | None], str],
+) -> Iterator[Run]:
+    """Yield the regression's runs and each system's: few cells first, then all, every seed on every donor."""
+    shots_and_all: list[int | None] = [*sorted(shots), None]
+    for name, shot in itertools.product([REGRESSION, *systems], shots_and_all):
+        system = LOGISTIC_REGRESSION if name == REGRESSION else SYSTEMS[name]
+        number = seeds.paper if name.startswith("paper") else seeds.few
+        if shot is None:  # of all cells a regression is the same with every seed
+            number = 1 if name == REGRESSION else seeds.all_cells
+        for seed, groups in itertools.product(range(number), task.folds()):
+            yield Run(task, groups, name, system, seed, work, checkpoints.get((groups, system.pretraining)), shot)
 
 
 def _held_out_scores(checkpoint: Path) -> dict[str, float]:

@@ -145,7 +145,7 @@ class _TritonAttention(torch.autograd.Function):
     ) -> Tensor:
         mask = _as_mask(attention_mask)
         launch = _Launch(query_key, order, mask, bucket_size)
-        value = _with_last_stride_one(value)
+        value = _as_rows(value)
         output = launch.like_heads(query_key, is_padded=mask is not None)
         log_sum = launch.per_token(query_key, is_padded=mask is not None)
         sums = None if launch.rounds == 1 else torch.empty_like(output, dtype=torch.float32)
@@ -167,7 +167,7 @@ class _TritonAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         query_key, value, order, output, log_sum, lengths = ctx.saved_tensors
         launch = _Launch(query_key, order, None, ctx.bucket_size, lengths)
-        grad_output = _with_last_stride_one(grad_output.to(output.dtype))
+        grad_output = _as_rows(grad_output.to(output.dtype))
         dot = (grad_output.float() * output.float()).sum(dim=-1)
         grads = [launch.like_heads(query_key, is_padded=ctx.is_padded) for _ in range(2)]
         is_one = launch.rounds == 1
@@ -188,7 +188,7 @@ class _Launch:
     def __init__(
         self, query_key: Tensor, order: Tensor, mask: Tensor | None, bucket_size: int, lengths: Tensor | None = None
     ) -> None:
-        self.query_key = _with_last_stride_one(query_key)
+        self.query_key = _as_rows(query_key)
         self.batch, self.heads, self.length, self.head_dim = query_key.shape
         self.order = order.to(torch.int32).contiguous()
         self.rounds = order.shape[2]
@@ -227,9 +227,7 @@ class _Launch:
             size=self.bucket_size,
             is_first=hash_round == 0,
             is_last=hash_round == self.rounds - 1,
-            precision=product_precision(
-                self.query_key.dtype, is_nvidia=self.query_key.is_cuda and not torch.version.hip
-            ),
+            precision=product_precision(dtype, is_nvidia=self.query_key.is_cuda and torch.version.hip is None),
             widen=_must_widen(self.query_key),
             num_warps=attention_warps(self.head_dim, self.bucket_size, dtype),
         )
@@ -239,8 +237,10 @@ def _as_mask(attention_mask: Tensor | None) -> Tensor | None:
     return None if attention_mask is None else attention_mask.to(torch.bool)
 
 
-def _with_last_stride_one(tensor: Tensor) -> Tensor:
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+def _as_rows(tensor: Tensor) -> Tensor:
+    """Return (B, H, L, D) whose vectors are dense, and whose tokens the kernels reach with offsets of 32 bits."""
+    is_near = tensor.shape[2] * tensor.stride(2) < 2**31
+    return tensor if tensor.stride(-1) == 1 and is_near else tensor.contiguous()
 
 
 def padded_width(width: int) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small_corpus import TINY_MODEL, make_corpus
 
-from screformer.benchmarks import fine_tuning_runs, pretraining
+from screformer.benchmarks import fine_tuning_runs, fine_tuning_tasks, pretraining
 from screformer.benchmarks.fine_tuning_runs import System
 from screformer.benchmarks.fine_tuning_tasks import Task, regression_scores
 from screformer.benchmarks.pretraining import COMPARED, PRETRAININGS, SYSTEMS, compare_pretraining, main
@@ -85,11 +85,18 @@ def test_the_papers_classifier_may_have_fewer_seeds(small, tmp_path, monkeypatch
     }  # fmt: skip
 
 
-def test_the_regression_trains_on_the_drawn_cells(small):
-    every = regression_scores(small, ["human4"])
-    few = regression_scores(small, ["human4"], cells_per_label=1, seed=3)
-    assert every["groups"]["human4"]["accuracy"] == 1
-    assert set(few["groups"]) == {"human4"}
+def test_the_regression_trains_on_the_drawn_cells(small, monkeypatch):
+    fitted = []
+    fit = fine_tuning_tasks.logistic_regression
+
+    def fitting(features, train_labels, *rest, **options):
+        fitted.append(train_labels.tolist())
+        return fit(features, train_labels, *rest, **options)
+
+    monkeypatch.setattr(fine_tuning_tasks, "logistic_regression", fitting)
+    assert regression_scores(small, ["human4"])["groups"]["human4"]["accuracy"] == 1
+    assert set(regression_scores(small, ["human4"], cells_per_label=3, seed=3)["groups"]) == {"human4"}
+    assert [Counter(labels) for labels in fitted] == [{"alpha": 18, "beta": 18}, {"alpha": 3, "beta": 3}]
 
 
 def run(system: str, seed: int, number: int | None, **groups: float) -> dict:

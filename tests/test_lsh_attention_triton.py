@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from screformer import lsh_attention as lsh_attention_module
 from screformer import lsh_attention_triton
 from screformer.lsh_attention import lsh_attention
-from screformer.lsh_attention_triton import triton_attention, triton_sign_codes, triton_sign_order, why_not_triton
+from screformer.lsh_attention_triton import (
+    _as_rows,
+    triton_attention,
+    triton_sign_codes,
+    triton_sign_order,
+    why_not_triton,
+)
 from screformer.lsh_hashing import FINER_COLUMNS, _sign_buckets, draw_rotations, lsh_order
 
 CPU = torch.device("cpu")
@@ -260,3 +266,10 @@ def test_a_model_learns_with_the_kernels_as_without(monkeypatch):
     assert loss == pytest.approx(float(other_loss), rel=1e-6)
     for gradient, other in zip(gradients, other_gradients, strict=True):
         torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-7)
+
+
+def test_vectors_that_lie_too_far_apart_for_offsets_of_32_bits_are_put_together():
+    near, far = (torch.empty_strided((1, 2, 1024, 16), (16, 16, stride, 1), device="meta") for stride in (2**20, 2**21))
+    assert _as_rows(near) is near
+    assert _as_rows(far).stride() == (2 * 1024 * 16, 1024 * 16, 16, 1)
+    assert _as_rows(near.transpose(2, 3)).stride(-1) == 1

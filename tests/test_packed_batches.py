@@ -41,6 +41,18 @@ def collator(**options):
     return CellCollator(6, 7, NUM_GENES, gene_space="full", **options)
 
 
+def watch_steps(monkeypatch):
+    """Return a list that gets the batch of every training step, as the loader gave it."""
+    seen, step = [], CellTrainer.training_step
+
+    def seeing(self, model, inputs, *rest):
+        seen.append(inputs)
+        return step(self, model, inputs, *rest)
+
+    monkeypatch.setattr(CellTrainer, "training_step", seeing)
+    return seen
+
+
 def assert_same(packed, dense):
     assert set(packed) == set(dense)
     for name, tensor in dense.items():
@@ -97,14 +109,7 @@ def test_what_does_not_fit_is_refused():
 
 
 def test_pretraining_learns_the_same(corpus, tmp_path, monkeypatch):
-    seen = []
-    step = CellTrainer.training_step
-
-    def seeing(self, model, inputs, *rest):
-        seen.append(inputs)
-        return step(self, model, inputs, *rest)
-
-    monkeypatch.setattr(CellTrainer, "training_step", seeing)
+    seen = watch_steps(monkeypatch)
     results = {}
     for packed in (True, False):
         training = PretrainingArguments(
@@ -146,11 +151,17 @@ def test_fine_tuning_learns_the_same(corpus, tmp_path):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
 
 
-def test_on_a_cpu_batches_are_dense_unless_asked_and_expressed_ones_always(corpus, tmp_path):
-    expressed = replace(NEW_MODEL, config_overrides=[*TINY_MODEL, "gene_space=expressed"])
-    options = {"max_steps": 1, "use_cpu": True, "disable_tqdm": True, "output_dir": str(tmp_path / "expressed")}
-    pretrain(expressed, PretrainingDataArguments(corpus=corpus), PretrainingArguments(pack_batches=True, **options))
-    assert PretrainingArguments(output_dir=str(tmp_path), use_cpu=True).pack_batches is None
+@pytest.mark.parametrize(("gene_space", "pack_batches"), [("full", None), ("expressed", True)])
+def test_on_a_cpu_batches_are_dense_unless_asked_and_expressed_ones_always(
+    corpus, tmp_path, monkeypatch, gene_space, pack_batches
+):
+    seen = watch_steps(monkeypatch)
+    model = replace(NEW_MODEL, config_overrides=[*TINY_MODEL, f"gene_space={gene_space}"])
+    training = PretrainingArguments(
+        output_dir=str(tmp_path / "out"), max_steps=1, use_cpu=True, disable_tqdm=True, pack_batches=pack_batches
+    )
+    pretrain(model, PretrainingDataArguments(corpus=corpus), training)
+    assert ["counts" in inputs for inputs in seen] == [False]
 
 
 def test_inference_gives_the_same(corpus):

@@ -1,9 +1,11 @@
 """The README's examples run as they are written, in order, in a folder that holds what the README says it holds."""
 
+import json
 import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -66,3 +68,41 @@ def test_the_tree_names_every_source_folder():
     tree = README.split("## Where things are")[1]
     for folder in ("tokenization", "modeling_screformer", "train", "annotation", "benchmarks", "model_cards", "tests"):
         assert f"    {folder}/" in tree
+
+
+def test_the_figures_of_few_cells_are_those_of_the_result_files():
+    results = json.loads((ROOT / "benchmarks" / "results" / "fine_tuning.json").read_text())["tasks"]
+    text = " ".join(README.split())
+    pancreas, blood = results["pancreas"], results["pbmc3k_10x"]
+    ours, theirs = "small", "logistic_regression"
+
+    def shown(task, system, score="macro_f1"):
+        return f"{task[system][score]:.3f}"
+
+    assert f"macro-F1 {shown(pancreas, ours)} and logistic regression {shown(pancreas, theirs)};" in text
+    assert f"{shown(blood, ours)} and {shown(blood, theirs)}, where logistic regression is ahead in accuracy, " in text
+    assert f"{shown(blood, theirs, 'accuracy')} to {shown(blood, ours, 'accuracy')}." in text
+
+    results = json.loads((ROOT / "benchmarks" / "results" / "pretraining.json").read_text())
+    few = {
+        (cells, name): f"{facts['macro_f1']['mean']:.3f}"
+        for cells, of in results["scores"].items()
+        for name, facts in of.items()
+    }
+    lost = {name: f"{np.mean([scores['loss'] for scores in of]):.3f}" for name, of in results["held_out"].items()}
+    gain = next(
+        row
+        for row in results["differences"]
+        if (row["cells"], row["system"], row["less"], row["score"]) == ("5", "small_both", "small", "macro_f1")
+    )
+    low, high = gain["interval_95"]
+    for told in (
+        f"a held-out loss of {lost['both']} instead of {lost['masked']}.",
+        f"its macro-F1 on unseen donors is {few['5', 'small_both']}, without pretraining {few['5', 'small']} "
+        f"(difference {gain['mean']:+.3f}, 95% interval {low:+.3f} to {high:+.3f});",
+        f"with ten {few['10', 'small_both']} and {few['10', 'small']}, with fifty {few['50', 'small_both']} and "
+        f"{few['50', 'small']}.",
+        f"Logistic regression reaches {few['5', theirs]}, {few['10', theirs]} and {few['50', theirs]}, and is ahead",
+        f"(with five {few['5', 'paper_both']} instead of {few['5', 'paper']})",
+    ):
+        assert told in text, told
