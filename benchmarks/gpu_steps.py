@@ -20,7 +20,7 @@ from screformer.benchmarks.rivals import SEED
 from screformer.configuration_screformer import ScReformerConfig
 from screformer.modeling_screformer import ScReformerForCellClassification, ScReformerForMaskedLM
 from screformer.train.collator import IGNORED_LABEL, CellCollator
-from screformer.train.compiled_layers import compile_feed_forward
+from screformer.train.compiled_layers import compile_layers
 from screformer.train.cuda_graphs import GraphedForward
 from screformer.train.packed_batches import expand_batch
 
@@ -53,7 +53,7 @@ class StepCase:
     is_graphed
         Whether inference replays a CUDA graph.
     is_compiled
-        Whether feed-forward branches are compiled.
+        Whether the dense parts of layers are compiled.
     """
 
     kind: Kind
@@ -79,7 +79,7 @@ def make_step(case: StepCase, num_genes: int, device: str) -> Callable[[], None]
     model_class = ScReformerForMaskedLM if case.kind == "pretraining" else ScReformerForCellClassification
     model = model_class(config).to(device)
     if case.is_compiled:
-        compile_feed_forward(model)
+        compile_layers(model)
     batch = _make_batch(case, config, device)
     kind = torch.device(device).type
     if case.kind == "inference":

@@ -85,11 +85,14 @@ class ScReformerAttention(nn.Module):
         """Return this layer's hash directions, (rounds, head width, columns), as the configuration's seed has them."""
         return draw_rotations(*self.rotation_shape, seed=self.rotation_seed)
 
+    def project(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Return query-key and value, each (B, H, L, head width), of states (B, L, hidden)."""
+        return self._split(self.query_key(hidden_states)), self._split(self.value(hidden_states))
+
     def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None, order: Tensor | None = None
+        self, query_key: Tensor, value: Tensor, attention_mask: Tensor | None, order: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Return the attended states (B, L, hidden) and the token order used (None if exact)."""
-        query_key, value = self._split(self.query_key(hidden_states)), self._split(self.value(hidden_states))
         if self.is_exact:
             attended = exact_attention(query_key, value, attention_mask=attention_mask)
         else:
@@ -136,8 +139,13 @@ class ScReformerLayer(nn.Module):
         self, hidden_states: Tensor, attention_mask: Tensor | None, order: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Return the attention branch's output and the token order it used."""
-        attended, order = self.attention(self.attention_norm(hidden_states), attention_mask, order)
+        query_key, value = self.project(hidden_states)
+        attended, order = self.attention(query_key, value, attention_mask, order)
         return self.attention_dropout(attended), order
+
+    def project(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Return query-key and value of the normalised states."""
+        return self.attention.project(self.attention_norm(hidden_states))
 
     def feed(self, hidden_states: Tensor) -> Tensor:
         """Return the feed-forward branch's output."""

@@ -1,4 +1,4 @@
-"""Feed-forward branches that are compiled: the same numbers and gradients, within reversible layers too."""
+"""Dense parts of layers that are compiled: the same numbers and gradients, within reversible layers too."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from screformer.configuration_screformer import ScReformerConfig
 from screformer.modeling_screformer import ScReformerForMaskedLM
 from screformer.train import cell_trainer
 from screformer.train.arguments import ModelArguments, PretrainingArguments, PretrainingDataArguments
-from screformer.train.compiled_layers import compile_feed_forward
+from screformer.train.compiled_layers import compile_layers
 from screformer.train.pretrain import pretrain
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's own, about its compiler
@@ -27,10 +27,10 @@ def test_numbers_and_gradients_are_the_same(reversible):
     names = set(model.state_dict())
     torch._dynamo.reset()
     counters.clear()
-    assert compile_feed_forward(model, backend="aot_eager") == 2
+    assert compile_layers(model, backend="aot_eager") == 2
     compiled = model(cells, labels=cells)
     compiled.loss.backward()
-    assert counters["stats"]["unique_graphs"] >= 1
+    assert counters["stats"]["unique_graphs"] >= 2  # projections and feed-forward
     torch.testing.assert_close(compiled.logits, plain.logits)
     for name, parameter in model.named_parameters():
         if name in gradients:
@@ -42,11 +42,11 @@ def test_a_run_can_ask_for_it(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
         cell_trainer,
-        "compile_feed_forward",
-        lambda model: asked.append(compile_feed_forward(model, backend="aot_eager")),
+        "compile_layers",
+        lambda model: asked.append(compile_layers(model, backend="aot_eager")),
     )
     training = PretrainingArguments(
-        output_dir=str(tmp_path / "out"), max_steps=2, use_cpu=True, disable_tqdm=True, compile_feed_forward=True
+        output_dir=str(tmp_path / "out"), max_steps=2, use_cpu=True, disable_tqdm=True, compile_layers=True
     )
     data = PretrainingDataArguments(corpus=make_corpus(tmp_path))
     result = pretrain(ModelArguments(config_overrides=TINY_MODEL), data, training)

@@ -257,11 +257,11 @@ class ScReformerTrainingArguments(TrainingArguments):
             "help": "Send the expressed genes alone, and lay them out over every gene on the device. Default: on a GPU."
         },
     )
-    compile_feed_forward: bool = field(
+    compile_layers: bool = field(
         default=False,
         metadata={
-            "help": "Compile the layers' feed-forward branches, for GPUs; the Trainer's own flag compiles only what is "
-            "around the encoder."
+            "help": "Compile the layers' norms, projections and feed-forward branches, for GPUs; the Trainer's own "
+            "flag compiles only what is around the encoder."
         },
     )
     overwrite: bool = field(

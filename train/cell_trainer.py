@@ -20,7 +20,7 @@ from screformer.train.cell_dataset import CellDataset
 from screformer.train.checkpoints import LogBeforeSaving
 from screformer.train.class_weights import ClassWeightedLoss
 from screformer.train.collator import CellCollator
-from screformer.train.compiled_layers import compile_feed_forward
+from screformer.train.compiled_layers import compile_layers
 from screformer.train.held_out_loss import HeldOutLoss, ignore_repeated_cells
 from screformer.train.packed_batches import expand_batch
 from screformer.train.parameter_groups import slow_lower_layers
@@ -55,8 +55,8 @@ class CellTrainer(MeasuredTrainer):
     def __init__(self, *args: Any, eval_data_collator: CellCollator, **kwargs: Any) -> None:  # Any: Trainer's own
         super().__init__(*args, **kwargs)
         self.add_callback(LogBeforeSaving)
-        if self.args.compile_feed_forward:
-            compile_feed_forward(self.model)
+        if self.args.compile_layers:
+            compile_layers(self.model)
         if self.is_fsdp_enabled:
             _shard_as_one_unit(self.accelerator.state.fsdp_plugin)
         self.eval_data_collator = eval_data_collator

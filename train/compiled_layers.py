@@ -1,7 +1,7 @@
-"""The feed-forward branches compiled: normalisation, products and activation fused, where a compiler is at hand.
+"""What is dense in a layer compiled: normalisation with projections, and the feed-forward branch, each fused.
 
 The Trainer's ``--torch_compile`` compiles what is around the encoder: reversible layers run inside a function of
-autograd, where the compiler stops. Each layer's feed-forward branch can be compiled by itself.
+autograd, where the compiler stops. The parts of each layer can be compiled by themselves.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from torch import nn
 from screformer.modeling_screformer import ScReformerLayer
 
 
-def compile_feed_forward(model: nn.Module, *, backend: str = "inductor") -> int:
-    """Let every layer's feed-forward branch be compiled when it is first run; return how many layers there are.
+def compile_layers(model: nn.Module, *, backend: str = "inductor") -> int:
+    """Let the dense parts of every layer be compiled when they are first run; return how many layers there are.
 
     Weights, and what is saved of them, stay as they are.
 
@@ -26,5 +26,6 @@ def compile_feed_forward(model: nn.Module, *, backend: str = "inductor") -> int:
     """
     layers = [module for module in model.modules() if isinstance(module, ScReformerLayer)]
     for layer in layers:
+        layer.project = torch.compile(layer.project, backend=backend)  # type: ignore[method-assign]
         layer.feed = torch.compile(layer.feed, backend=backend)  # type: ignore[method-assign]
     return len(layers)
