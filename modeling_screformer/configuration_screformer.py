@@ -89,6 +89,9 @@ class ScReformerConfig(PreTrainedConfig):
     label_parents
         Label -> its parent, None at the top, of a classifier that names cells at several levels; its classes are the
         leaves.
+    calibration
+        Of a classifier, what its probabilities and answers are read with: ``temperatures``, one a level of the labels,
+        and ``thresholds`` of the probability with the ``error_rates`` that they keep. Logits are as they were.
     tokenizer_fingerprint
         Fingerprint of the tokenizer that the weights were trained with; training refuses another one.
 
@@ -126,6 +129,7 @@ class ScReformerConfig(PreTrainedConfig):
     classifier_hidden_sizes: list[int] | None = None
     classifier_dropout: float | int = 0.1
     label_parents: dict[str, str | None] | None = None
+    calibration: dict[str, list[float]] | None = None
     tokenizer_fingerprint: str | None = None
     pad_token_id: int | None = None
     mask_token_id: int | None = None

@@ -182,3 +182,31 @@ def test_the_command_line_has_them(corpus: str, tmp_path: Path) -> None:
     main([*arguments.split(), "--classifier_paths", "linear", "--linear_start", "logistic_regression"])
     config = ScReformerForCellClassification.from_pretrained(tmp_path).config
     assert config.classifier_paths == ["linear"]
+
+
+@pytest.mark.parametrize(
+    ("options", "fitted_to"),
+    [
+        (
+            {"test_groups": ["human4"], "group_column": "donor"},
+            "training cells, each by a regression of the other groups",
+        ),
+        ({"test_groups": ["human4"], "group_column": "donor", "validation_groups": ["human3"]}, "validation cells"),
+        ({}, "validation cells"),
+        ({"validation_fraction": 0.0}, "training cells, each by a regression of the other folds"),
+    ],
+)
+def test_groups_that_were_not_trained_on_calibrate_before_other_cells(
+    corpus: str, tmp_path: Path, options: dict, fitted_to: str
+) -> None:
+    data = FineTuningDataArguments(corpus=corpus, **options)
+    selection = {"eval_strategy": "no", "load_best_model_at_end": False} if "validation_fraction" in options else {}
+    start = ClassifierArguments(classifier_paths=["convolution", "linear"], linear_start="principal_components")
+    trained = finetune(TINY, data, settings(tmp_path, **selection), start)
+    record = read_json(tmp_path / "calibration.json")
+    assert record["fitted_to"] == fitted_to == trained.metrics["validation_calibrated_on"]
+    calibration = ScReformerForCellClassification.from_pretrained(tmp_path).config.calibration
+    assert {name: record[name] for name in calibration} == calibration
+    assert (tmp_path / "reliability.png").exists()
+    parts = read_json(tmp_path / "splits.json")["num_cells"]
+    assert record["num_cells"] == parts["validation" if "validation" in fitted_to else "train"]

@@ -45,6 +45,20 @@ def test_settings_are_chosen_by_held_out_groups() -> None:
     np.testing.assert_array_equal(again.weights, ours.weights)
 
 
+def test_held_out_logits_are_those_of_a_regression_without_the_cells_group() -> None:
+    features, labels, groups = cells()
+    labels[0] = "only here"
+    setting = {"num_components": [5], "inverse_strengths": [0.1]}
+    ours = fit_component_regression(features, labels, groups=groups, **setting)
+    assert np.isnan(ours.held_out[0]).all()  # the other groups cannot know its label
+    for group in np.unique(groups):
+        kept = groups != group
+        other = fit_component_regression(features[kept], labels[kept], **setting)
+        expected = features[~kept] @ other.weights.T + other.biases
+        found = ours.held_out[~kept][1:, [ours.labels.index(label) for label in other.labels]]
+        np.testing.assert_allclose(found, expected[1:], atol=1e-4)
+
+
 def test_a_label_that_one_group_alone_has_does_not_stop_it() -> None:
     features, labels, _ = cells(2)
     ours = fit_component_regression(features, labels, groups=labels)

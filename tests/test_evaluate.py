@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from small_corpus import TINY_MODEL, make_cells, make_corpus
 
+from screformer.configuration_screformer import ScReformerConfig
 from screformer.modeling_screformer import ScReformerForCellClassification
 from screformer.tokenization.corpus import open_corpus
 from screformer.train.arguments import FineTuningArguments, FineTuningDataArguments, ModelArguments
@@ -42,13 +43,39 @@ def read_predictions(path):
 def test_evaluation_is_of_the_test_cells_alone(checkpoint, corpus, tmp_path):
     evaluation = evaluate_checkpoint(checkpoint, corpus, tmp_path, progress=False)
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"evaluation.json", "predictions.tsv", "confusion_matrix.png", "roc_curves.png"}
+    figures = {"confusion_matrix.png", "roc_curves.png", "reliability.png"}
+    assert names == {"evaluation.json", "predictions.tsv"} | figures
     assert json.loads((tmp_path / "evaluation.json").read_text()) == evaluation
     splits = json.loads((checkpoint / "splits.json").read_text())
     predictions = read_predictions(tmp_path / "predictions.tsv")
     assert [row["cell_id"] for row in predictions] == splits["test"]
     # Its types differ plainly, so an unseen donor is no harder.
     assert evaluation["accuracy"] == 1
+
+
+def test_fine_tuning_calibrates_on_validation_cells_and_evaluation_says_what_it_is_worth(checkpoint, corpus, tmp_path):
+    config = ScReformerConfig.from_pretrained(checkpoint)
+    fitted = json.loads((checkpoint / "calibration.json").read_text())
+    assert fitted["num_cells"] == len(json.loads((checkpoint / "splits.json").read_text())["validation"])
+    assert {name: fitted[name] for name in config.calibration} == config.calibration
+    assert (checkpoint / "reliability.png").exists()
+    evaluation = evaluate_checkpoint(checkpoint, corpus, tmp_path, part="all", progress=False)
+    (level,) = evaluation["calibration"]["levels"]
+    assert level["num_cells"] == 48
+    assert level["expected_calibration_error"] == pytest.approx(evaluation["expected_calibration_error"], abs=1e-6)
+    assert [row["asked"] for row in evaluation["answers"]] == [0.01, 0.02, 0.05, 0.1]
+    # Eight validation cells without an error vouch for one error in nine, and for no less.
+    assert {row["threshold"] for row in evaluation["answers"]} == {None}
+
+
+def test_probabilities_are_the_calibrated_ones(checkpoint, corpus, tmp_path):
+    model = ScReformerForCellClassification.from_pretrained(checkpoint)
+    model.config.calibration |= {"temperatures": [1e6]}
+    model.save_pretrained(tmp_path / "flat")
+    evaluate_checkpoint(tmp_path / "flat", corpus, tmp_path / "out", part="all", progress=False)
+    assert {row["confidence"] for row in read_predictions(tmp_path / "out" / "predictions.tsv")} <= {
+        f"0.50000{digit}" for digit in range(9)
+    }
 
 
 def test_evaluation_says_what_was_measured_on_what(checkpoint, corpus, tmp_path):

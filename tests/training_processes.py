@@ -98,7 +98,7 @@ def _run_as_one(task, argv, place, change):
     module = {"pretrain": pretrain, "finetune": finetune}[task]
     if change.frozen is not None:
         _freeze(module, change.frozen)
-    name = {"pretrain": "MaskedGeneTrainer", "finetune": "CellTrainer"}[task]
+    name = {"pretrain": "MaskedGeneTrainer", "finetune": "CellTypeTrainer"}[task]
     setattr(module, name, _changed_trainer(getattr(module, name), change))
     module.main(argv)
 

@@ -11,13 +11,14 @@ import numpy.typing as npt
 import torch
 from scipy import sparse
 
+from screformer.annotation.calibration import calibrate
 from screformer.benchmarks.simple_baselines import fit_logistic_regression
 from screformer.configuration_screformer import CLASSIFIER_PATHS
 from screformer.modeling_screformer import ScReformerForCellClassification
 from screformer.tokenization.corpus import Corpus
 from screformer.train.cell_dataset import CellDataset
 from screformer.train.collator import CellCollator
-from screformer.train.component_regression import ComponentRegression, fit_component_regression
+from screformer.train.component_regression import ABSENT, ComponentRegression, fit_component_regression
 from screformer.train.expression_levels import read_levels
 from screformer.train.labelled_cells import LabelledCells
 
@@ -83,7 +84,8 @@ def start_classifier(
 
     After a regression the other paths begin by saying nothing, and the linear path is not trained: the model starts as
     the regression, and learns what that lacks. A rate at which the others learn would take the regression's hundreds of
-    small weights a cell apart in a few steps.
+    small weights a cell apart in a few steps. What the regression's cross-validation said of held-out cells calibrates
+    the model: the record is under ``calibration``.
     """
     rows = cells.rows[cells.split.train]
     facts: dict[str, Any] = {}
@@ -94,6 +96,7 @@ def start_classifier(
     linear = model.classifier.linear_path
     if linear is not None and arguments.linear_start != "zeros":
         facts["linear_start"] = start_linear_path(model, arguments.linear_start, corpus, cells, seed=seed)
+        facts["calibration"] = facts["linear_start"].pop("calibration", None)
         linear.requires_grad_(False)
         model.classifier.silence_deep_paths()
     elif linear is not None and not linear.output.weight.any():
@@ -144,7 +147,29 @@ def start_linear_path(
     weight[order], bias[order] = fitted.weights, fitted.biases
     model.start_linear_path(torch.from_numpy(weight).float(), torch.from_numpy(bias).float())
     logger.info("the linear path starts as a regression of %d cells on bins: %s", len(train), fitted.chosen)
-    return {"num_cells": len(train), "chosen": fitted.chosen, "search": dict(fitted.search)}
+    facts: dict[str, Any] = {"num_cells": len(train), "chosen": fitted.chosen, "search": dict(fitted.search)}
+    if fitted.held_out is not None:
+        facts |= {"calibration": _calibrate(model, fitted.held_out, order, labels, groups)}
+    return facts
+
+
+def _calibrate(
+    model: ScReformerForCellClassification,
+    held_out: npt.NDArray[np.float32],
+    order: list[int],
+    labels: npt.NDArray[np.str_],
+    groups: npt.NDArray[np.str_] | None,
+) -> dict[str, Any] | None:  # Any: JSON
+    """Calibrate by what the regression said of cells that it had not seen: where it can, of donors it had not seen."""
+    is_known = np.isfinite(held_out).all(axis=1)
+    if not is_known.any():
+        return None
+    logits = np.full((int(is_known.sum()), model.config.num_labels), ABSENT, dtype=np.float32)
+    logits[:, order] = held_out[is_known]
+    is_by_group = groups is not None and len(set(groups.tolist())) > 1
+    kind = "groups" if is_by_group else "folds"
+    fitted_to = f"training cells, each by a regression of the other {kind}"
+    return calibrate(model.config, logits, labels[is_known].tolist(), fitted_to=fitted_to) | {"by_group": is_by_group}
 
 
 def _fit(

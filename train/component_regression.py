@@ -20,6 +20,7 @@ from screformer.benchmarks.simple_baselines import inner_folds
 NUM_COMPONENTS = (16, 32, 64)
 INVERSE_STRENGTHS = (0.01, 0.1, 1.0)
 MAX_ITERATIONS = 2_000
+ABSENT = -1e3  # logit of a class that a fold's cells lack
 
 FloatArray = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
@@ -38,6 +39,9 @@ class ComponentRegression(NamedTuple):
         Number of components and C, as text.
     search
         The same of every setting tried -> macro-F1 of the inner cross-validation.
+    held_out
+        (cells, labels), logits of the chosen setting for each cell by a regression of the other folds; NaN for a cell
+        whose label they lack. None where it is not known.
     """
 
     labels: tuple[str, ...]
@@ -45,6 +49,7 @@ class ComponentRegression(NamedTuple):
     biases: FloatArray
     chosen: str
     search: Mapping[str, float]
+    held_out: npt.NDArray[np.float32] | None = None
 
 
 class _Fit(NamedTuple):
@@ -55,8 +60,10 @@ class _Fit(NamedTuple):
     weights: FloatArray
     biases: FloatArray
 
-    def predict(self, features: sparse.csr_array) -> Int64Array:
-        return self.class_ids[(features @ self.weights.T + self.biases).argmax(axis=1)]
+    def logits(self, features: sparse.csr_array, num_classes: int) -> npt.NDArray[np.float32]:
+        found = np.full((features.shape[0], num_classes), ABSENT, dtype=np.float32)
+        found[:, self.class_ids] = features @ self.weights.T + self.biases
+        return found
 
 
 def fit_component_regression(
@@ -112,20 +119,23 @@ def fit_component_regression(
             return _component_projections(cells, num_components, seed)
         return iter([_project("gene vectors", cells, gene_vectors)])
 
-    predicted: dict[str, Int64Array] = {}
+    held_out: dict[str, npt.NDArray[np.float32]] = {}
+    is_seen = np.ones(len(class_ids), dtype=bool)
     for fold in np.unique(folds):
         kept = folds != fold
+        is_seen[~kept] = np.isin(class_ids[~kept], class_ids[kept])
         for fit in _fits(projections(features[kept]), class_ids[kept], inverse_strengths):
-            guesses = predicted.setdefault(fit.setting, np.full(len(class_ids), -1))
-            guesses[~kept] = fit.predict(features[~kept])
+            logits = held_out.setdefault(fit.setting, np.full((len(class_ids), len(seen)), ABSENT, dtype=np.float32))
+            logits[~kept] = fit.logits(features[~kept], len(seen))
     search = {
-        setting: float(f1_score(class_ids, guesses, average="macro", zero_division=0))
-        for setting, guesses in predicted.items()
+        setting: float(f1_score(class_ids, logits.argmax(axis=1), average="macro", zero_division=0))
+        for setting, logits in held_out.items()
     }
     # On equal scores max() takes the first: few components and a strong penalty.
     final = {fit.setting: fit for fit in _fits(projections(features), class_ids, inverse_strengths)}
     chosen = final[max(search, key=search.__getitem__)]
-    return ComponentRegression(tuple(seen.tolist()), chosen.weights, chosen.biases, chosen.setting, search)
+    logits = np.where(is_seen[:, None], held_out[chosen.setting], np.float32(np.nan))
+    return ComponentRegression(tuple(seen.tolist()), chosen.weights, chosen.biases, chosen.setting, search, logits)
 
 
 class _Projection(NamedTuple):

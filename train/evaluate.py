@@ -15,14 +15,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from screformer.annotation.label_tree import LabelTree
+from screformer.annotation.calibration import LabelReader, describe_calibration, realised_errors
 from screformer.configuration_screformer import ScReformerConfig
 from screformer.modeling_screformer import ScReformerForCellClassification
 from screformer.tokenization.corpus import Corpus, open_corpus
 from screformer.train.batch_size import BatchSize, read_batch_size
+from screformer.train.calibration_report import RELIABILITY_FILE, plot_reliability
 from screformer.train.cell_dataset import CellDataset
 from screformer.train.corpus_columns import describe_corpus, name_cells, read_column
-from screformer.train.inference import predict_probabilities
+from screformer.train.inference import predict_logits
 from screformer.train.result_files import hash_weights, read_json, software_versions, write_json, written_aside
 from screformer.train.starting_model import check_tokenizer
 from screformer.train.tree_metrics import score_levels
@@ -56,7 +57,9 @@ def evaluate_checkpoint(
     Writes into `output`: ``evaluation.json`` (all of `classification_metrics`, and what was measured on what),
     ``predictions.tsv`` (a row a cell, with every probability), ``confusion_matrix.png``, ``roc_curves.png``. Cells
     whose label the model does not know count as errors; their labels are in ``unknown_labels``. Of a model with a label
-    tree, ``hierarchy`` has what `tree_metrics.score_levels` finds, of cells with labels at any level.
+    tree, ``hierarchy`` has what `tree_metrics.score_levels` finds, of cells with labels at any level. ``calibration``
+    says how far probabilities are from shares of right labels (``reliability.png``), and of a calibrated model
+    ``answers`` how often its answers are wrong when an error rate is asked for; see `annotation.calibration`.
 
     Parameters
     ----------
@@ -94,19 +97,20 @@ def evaluate_checkpoint(
     numbers = _rows_of_part(corpus, labels, split, part)
     model = ScReformerForCellClassification.from_pretrained(checkpoint)
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    probabilities = predict_probabilities(model, CellDataset(corpus, numbers), batch_size=batch_size, progress=progress)
-    names, of_tree = _label_names(config), {}
+    logits = predict_logits(model, CellDataset(corpus, numbers), batch_size=batch_size, progress=progress)
+    reader = LabelReader(config)
+    found = _describe_answers(reader, config, logits, labels[numbers])
+    probabilities = reader(logits).probabilities
     if config.label_parents:
         # Where a label is above the classes, no class is right or wrong: these cells count at their levels alone.
-        tree = LabelTree(config.label_parents)
-        is_class = ~np.isin(labels[numbers], sorted(set(tree.labels) - set(names)))
-        of_tree = {
-            "hierarchy": score_levels(tree, names, probabilities, labels[numbers].tolist()),
+        is_class = ~np.isin(labels[numbers], sorted(set(reader.tree.labels) - set(reader.class_names)))
+        found |= {
+            "hierarchy": score_levels(reader.tree, reader.class_names, probabilities, labels[numbers].tolist()),
             "num_cells_above_classes": int((~is_class).sum()),
         }
         numbers, probabilities = numbers[is_class], probabilities[is_class]
         if not len(numbers):
-            raise ValueError(f"part {part!r} has no cell whose label is one of the classes {names}")
+            raise ValueError(f"part {part!r} has no cell whose label is one of the classes {reader.class_names}")
     facts = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "part": part,
@@ -118,9 +122,29 @@ def evaluate_checkpoint(
         },
         "corpus": {"name": str(corpus_folder), **describe_corpus(corpus)},
         "device": str(model.device),
-        **of_tree,
+        **found,
     }
-    return _write_evaluation(Path(output), facts, name_cells(corpus)[numbers], labels[numbers], probabilities, names)
+    if found["calibration"]["levels"]:
+        plot_reliability(found["calibration"]["levels"], Path(output) / RELIABILITY_FILE, title=f"Cells of {part}")
+    names = name_cells(corpus)[numbers]
+    return _write_evaluation(Path(output), facts, names, labels[numbers], probabilities, reader.class_names)
+
+
+def _describe_answers(
+    reader: LabelReader,
+    config: ScReformerConfig,
+    logits: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.str_],
+) -> dict[str, Any]:
+    """Return how well calibrated the probabilities are, and what asking for an error rate gives."""
+    is_known = np.isin(labels, reader.tree.labels)
+    raw = LabelReader(config, is_calibrated=False)
+    known = logits[is_known]
+    described = describe_calibration(reader.tree, reader(known), raw(known), labels[is_known].tolist())
+    if config.calibration is None:
+        return {"calibration": described}
+    described["temperatures"] = config.calibration["temperatures"]
+    return {"calibration": described, "answers": realised_errors(config, logits, labels.tolist())}
 
 
 def _read_splits(checkpoint: str | Path, splits: str | Path | None, *, is_needed: bool) -> dict[str, Any]:
@@ -154,10 +178,6 @@ def _rows_of_part(
     if not len(numbers):
         raise ValueError(f"part {part!r} has no labelled cell")
     return numbers
-
-
-def _label_names(config: ScReformerConfig) -> list[str]:
-    return [config.id2label[index] for index in range(config.num_labels)]
 
 
 def _write_evaluation(

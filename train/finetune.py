@@ -19,6 +19,7 @@ from screformer.train.arguments import (
 )
 from screformer.train.batch_size import fit_training_batch_size, longest_cell
 from screformer.train.cell_dataset import CellDataset
+from screformer.train.cell_type_trainer import CellTypeTrainer
 from screformer.train.class_weights import class_weighted_loss
 from screformer.train.classifier_start import ClassifierArguments, start_classifier
 from screformer.train.collator import CellCollator
@@ -28,7 +29,6 @@ from screformer.train.metrics import compute_cell_type_metrics, keep_logits
 from screformer.train.starting_model import starting_model
 from screformer.train.trainable import choose_trainable
 from screformer.train.training_run import (
-    CellTrainer,
     TrainingResult,
     begin_run,
     describe_run,
@@ -65,6 +65,9 @@ def finetune(
     out, with a logged warning. A run that was interrupted in `training.output_dir` is resumed; a finished one is
     returned as it is.
 
+    The classifier is calibrated (see `annotation.calibration`) by validation cells; where these are not whole groups,
+    and it starts as a regression that was cross-validated over groups, by what that said of the groups it had not seen.
+
     Raises
     ------
     ValueError
@@ -93,12 +96,17 @@ def finetune(
         corpus.tokenizer(),
         model_arguments,
         label_names=label_names,
-        head={**classifier.config_values, "label_parents": None if targets is None else targets.tree.parents},
+        head={
+            **classifier.config_values,
+            "label_parents": None if targets is None else targets.tree.parents,
+            "calibration": None,
+        },
     )
     started = start_classifier(model, classifier, corpus, cells, seed=training.seed)
     batch = fit_training_batch_size(training, model, longest=longest_cell(CellDataset(corpus)))
     model = choose_trainable(model, model_arguments, training)
     trainer = _make_trainer(model, corpus, cells, data, training, targets)
+    trainer.calibration = _kept_calibration(started.pop("calibration", None), cells, data)
     return train_and_save(
         trainer,
         {**record, **started, **batch},
@@ -108,6 +116,18 @@ def finetune(
         corpus=corpus,
         used_rows=cells.rows[np.concatenate([cells.split.train, cells.split.validation])],
     )
+
+
+def _kept_calibration(
+    of_start: dict[str, Any] | None, cells: LabelledCells, data: FineTuningDataArguments
+) -> dict[str, Any] | None:  # Any: JSON
+    """Return the calibration that the classifier started with, None where that by validation cells is better.
+
+    Groups that were not trained on say more of new groups than other cells of the same groups do.
+    """
+    if data.validation_groups or of_start is None:
+        return None
+    return of_start if of_start["by_group"] or not len(cells.split.validation) else None
 
 
 def _check_selection(cells: LabelledCells, training: FineTuningArguments) -> None:
@@ -141,7 +161,7 @@ def _make_trainer(
     data: FineTuningDataArguments,
     training: FineTuningArguments,
     targets: TreeTargets | None = None,
-) -> CellTrainer:
+) -> CellTypeTrainer:
     label2id = model.config.label2id if targets is None else targets.label2id
     labels = cells.labels[cells.split.train]
     loss: Callable[..., Any] | None  # Any: model outputs
@@ -159,8 +179,9 @@ def _make_trainer(
             seed=training.seed,
         )
 
-    return CellTrainer(
+    return CellTypeTrainer(
         model=model,
+        label_names=list(model.config.id2label.values()) if targets is None else targets.names,
         args=training,
         train_dataset=CellDataset(corpus, cells.rows[cells.split.train], columns=[data.label_column]),
         eval_dataset=CellDataset(corpus, cells.rows[cells.split.validation], columns=[data.label_column]),

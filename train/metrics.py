@@ -87,6 +87,21 @@ def expected_calibration_error(
     return float(np.abs(gaps).sum() / len(confidence))
 
 
+def reliability_bins(
+    is_correct: npt.NDArray[np.bool_], confidence: FloatArray, *, num_bins: int = NUM_CALIBRATION_BINS
+) -> list[dict[str, float]]:
+    """Return ``mean_probability``, ``accuracy`` and ``num_cells`` of each equal bin of confidence that has cells."""
+    bins = np.minimum((confidence * num_bins).astype(np.int64), num_bins - 1)
+    return [
+        {
+            "mean_probability": float(confidence[bins == number].mean()),
+            "accuracy": float(is_correct[bins == number].mean()),
+            "num_cells": int((bins == number).sum()),
+        }
+        for number in np.unique(bins).tolist()
+    ]
+
+
 def compute_cell_type_metrics(prediction: Any) -> dict[str, float]:  # Any: transformers' EvalPrediction
     """Return the validation scores of one epoch; `Trainer(compute_metrics=...)` for the classifier."""
     return cell_type_scores(np.argmax(prediction.predictions, axis=-1), np.asarray(prediction.label_ids))

@@ -1,0 +1,56 @@
+"""What a calibration leaves in a folder: its record, and the figure of probabilities beside what came true."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from screformer.train.figures import COLORS, FONT_SIZE, _new_figure, _save
+from screformer.train.result_files import write_json
+
+CALIBRATION_FILE, RELIABILITY_FILE = "calibration.json", "reliability.png"
+MAX_MARKER_AREA = 160.0
+
+
+def write_calibration(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write ``calibration.json``, which is what `annotation.calibration.calibrate` returned, and ``reliability.png``."""
+    write_json(folder / CALIBRATION_FILE, record)
+    plot_reliability(record["levels"], folder / RELIABILITY_FILE, title=f"Calibration on {record['fitted_to']}")
+
+
+def plot_reliability(
+    levels: Sequence[Mapping[str, Any]], path: str | Path, *, title: str = "Probabilities and what came true"
+) -> None:
+    """Draw a panel a level: share of right labels by their probability; the area of a mark is its number of cells.
+
+    Parameters
+    ----------
+    levels
+        Rows of `annotation.calibration.describe_calibration`.
+    path
+        PNG file to write.
+    title
+        Headline.
+    """
+    figure, first = _new_figure(3.6 * len(levels) + 0.6, 4.2, num_panels=len(levels))
+    for axes, row in zip(figure.axes, levels, strict=True):
+        bins = row["reliability"]
+        cells = np.array([one["num_cells"] for one in bins])
+        xs, ys = ([one[name] for one in bins] for name in ("mean_probability", "accuracy"))
+        axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
+        axes.plot(xs, ys, color=COLORS[0], linewidth=1.2)
+        axes.scatter(xs, ys, s=8 + MAX_MARKER_AREA * cells / cells.max(), color=COLORS[0], alpha=0.7, zorder=3)
+        axes.set_xlim(0, 1.03)
+        axes.set_ylim(0, 1.03)
+        axes.set_xlabel("Probability of the label")
+        axes.set_title(
+            f"Level {row['level']}, {row['num_cells']:,} cells\n"
+            f"calibration error {row['expected_calibration_error']:.3f} (before {row['before']:.3f})",
+            fontsize=FONT_SIZE,
+        )
+    first.set_ylabel("Share of cells with that label")
+    figure.suptitle(title)
+    _save(figure, path)
