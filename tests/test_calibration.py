@@ -166,7 +166,7 @@ def test_few_cells_vouch_for_little():
     tree = LabelTree(dict.fromkeys(classes))
     calibration = fit_calibration(tree, classes, np.array([[5.0, -5.0]] * 9), ["a"] * 9)
     assert calibration.threshold(0.1) == 0
-    with pytest.raises(ValueError, match="max_error=0.05: the validation cells of this checkpoint can vouch for 0.1"):
+    with pytest.raises(ValueError, match=r"max_error=0.05: the validation cells of this checkpoint can vouch for 0.1"):
         calibration.threshold(0.05)
 
 
@@ -177,7 +177,7 @@ def test_error_rates_that_are_no_shares_are_refused(wrong):
 
 
 def test_without_a_calibration_there_is_no_error_rate():
-    with pytest.raises(ValueError, match="not calibrated.*screformer calibrate"):
+    with pytest.raises(ValueError, match=r"not calibrated.*screformer calibrate"):
         LabelReader(config_of(), max_error=0.05)
 
 

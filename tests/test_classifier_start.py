@@ -21,6 +21,7 @@ from screformer.train.labelled_cells import split_labelled_cells
 from screformer.train.result_files import read_json
 
 TINY = ModelArguments(config_overrides=[*TINY_MODEL, "classifier_dropout=0.0", "gene_space=expressed"])
+BY_DONOR = {"test_groups": ["human4"], "group_column": "donor"}
 WIDE = ClassifierArguments(classifier_paths=["convolution", "pooled", "linear"], linear_start="logistic_regression")
 
 
@@ -191,7 +192,7 @@ def test_the_command_line_has_them(corpus: str, tmp_path: Path) -> None:
             {"test_groups": ["human4"], "group_column": "donor"},
             "training cells, each by a regression of the other groups",
         ),
-        ({"test_groups": ["human4"], "group_column": "donor", "validation_groups": ["human3"]}, "validation cells"),
+        ({**BY_DONOR, "validation_groups": ["human3"]}, "validation cells"),
         ({}, "validation cells"),
         ({"validation_fraction": 0.0}, "training cells, each by a regression of the other folds"),
     ],

@@ -16,7 +16,7 @@ MAX_MARKER_AREA = 160.0
 
 
 def write_calibration(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write ``calibration.json``, which is what `annotation.calibration.calibrate` returned, and ``reliability.png``."""
+    """Write what `annotation.calibration.calibrate` returned as ``calibration.json``, and draw ``reliability.png``."""
     write_json(folder / CALIBRATION_FILE, record)
     plot_reliability(record["levels"], folder / RELIABILITY_FILE, title=f"Calibration on {record['fitted_to']}")
 
