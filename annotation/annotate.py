@@ -1,50 +1,37 @@
-"""Cell types for a file of cells, written into a copy of it."""
+"""Cell types for cells: a file, written into a copy of it or a table, or an AnnData object."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
-import h5py
-import numpy as np
-import numpy.typing as npt
-import pandas as pd
-
-from screformer.annotation.annotated_copy import (
-    add_cell_matrix,
-    add_obs_columns,
-    add_record,
-    annotated_copy,
-    check_format,
+from screformer.annotation.added_elements import (
+    add_to_anndata,
+    check_key,
     check_names_free,
-    check_paths,
+    check_output,
+    write_elements,
 )
+from screformer.annotation.cell_annotator import AnnotationOptions, CellAnnotator, NewNames
+from screformer.annotation.cell_numbers import FOLDER_SUFFIX, NumbersInFiles, NumbersInMemory
 from screformer.annotation.cell_source import CellSource, warn_of_empty_cells
-from screformer.annotation.label_tree import LabelTree, LevelPredictions, predict_levels
-from screformer.annotation.trained_model import load_classifier
+from screformer.annotation.processes import find_processes
+from screformer.annotation.trained_model import TrainedModel, load_classifier
+from screformer.modeling_screformer import ScReformerForCellClassification
 from screformer.tokenization.count_matrix import open_count_matrix
 from screformer.tokenization.passport_problems import check_allowed
 from screformer.train.batch_size import BatchSize
 from screformer.train.collator import GeneSpace
-from screformer.train.inference import BatchInference, softmax
 
-NO_LABEL = -1
+if TYPE_CHECKING:
+    from anndata import AnnData
 
-
-class NewNames(NamedTuple):
-    """What `annotate_file` adds: columns of `obs`, those of levels in pairs, and a matrix of `obsm`."""
-
-    cell_type: str
-    probability: str
-    probabilities: str
-    levels: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def obs(self) -> list[str]:
-        """The columns of `obs`."""
-        return [self.cell_type, self.probability, *(name for pair in self.levels for name in pair)]
+NO_CONSEQUENCE = "they have no label"
+Classifier = str | Path | TrainedModel[ScReformerForCellClassification]
 
 
 @dataclass(frozen=True)
@@ -59,45 +46,54 @@ class AnnotationSummary:
         Its cells, as many as in the input.
     num_empty_cells
         Cells without counts on known genes; they have no label.
+    num_abstained
+        Other cells that were called unknown.
     label_counts
-        Predicted cell type -> cells, the most frequent first; only types that were predicted.
+        Cell type -> cells, the most frequent first; only types that were given.
     mean_probability
-        Mean probability of the predicted types; NaN if no cell got one.
+        Mean probability of the given types; NaN if no cell got one.
     gene_coverage
         Share of the input's counts that fall on genes the model knows.
     count_source, gene_source
         Where in the input counts and gene names were.
     names
         Of what is new in the file.
+    seconds
+        From opening the cells to the finished file.
     """
 
     output: Path
     num_cells: int
     num_empty_cells: int
+    num_abstained: int
     label_counts: dict[str, int]
     mean_probability: float
     gene_coverage: float
     count_source: str
     gene_source: str
     names: NewNames
+    seconds: float
 
     def __str__(self) -> str:
         """Give a few readable lines."""
         types = ", ".join(f"{name} {count}" for name, count in self.label_counts.items())
+        unknown = f"; {self.num_abstained} unknown" if self.num_abstained else ""
         return "\n".join(
             [
-                f"{self.num_cells} cells: {types or 'no labels'}; {self.num_empty_cells} without counts on known genes",
+                f"{self.num_cells} cells: {types or 'no labels'}{unknown}; "
+                f"{self.num_empty_cells} without counts on known genes",
                 f"counts from {self.count_source}, genes by {self.gene_source}; "
                 f"{self.gene_coverage:.1%} of the counts are on genes that the model knows",
                 f"{self.output}: {', '.join(f'obs[{name!r}]' for name in self.names.obs)}, "
-                f"obsm[{self.names.probabilities!r}]",
+                f"{', '.join(f'obsm[{name!r}]' for name in self.names.obsm)}",
+                f"{self.num_cells / max(self.seconds, 1e-9):,.0f} cells a second, {self.seconds:,.1f} s in all",
             ]
         )
 
 
 def annotate_file(
     cells: str | Path,
-    model: str | Path,
+    model: Classifier,
     output: str | Path,
     *,
     layer: str | None = None,
@@ -105,35 +101,46 @@ def annotate_file(
     allow: Sequence[str] = (),
     batch_size: BatchSize = 32,
     gene_space: GeneSpace | None = None,
+    max_error: float | None = None,
+    cluster_column: str | None = None,
+    embeddings: bool = False,
     key: str = "screformer",
     overwrite: bool = False,
     progress: bool = True,
     device: str | None = None,
 ) -> AnnotationSummary:
-    """Write a copy of `cells` with a cell type for every cell.
+    """Write `cells` with a cell type for every cell: all of them, in the same order.
 
-    The copy has the same cells in the same order, and everything else that the file held. New in it:
+    As h5ad, with everything else that the file held, and new in it:
 
-    - ``obs["{key}_cell_type"]``: the most probable type, a categorical of the types that were predicted.
-    - ``obs["{key}_probability"]``: its probability, float32.
+    - ``obs["{key}_cell_type"]``: the answer, a categorical: the most probable type; with `max_error`, of a cell that is
+      not sure enough the type above it in the model's label tree, and in the end "unknown".
+    - ``obs["{key}_probability"]``: its probability, float32; of an unknown cell that of the likeliest first label.
+    - ``obs["{key}_abstained"]``: whether the cell is unknown, or has no label because it has no counts on known genes.
+    - With `max_error` also ``obs["{key}_best_guess"]``: the most probable type whether sure or not.
     - Of a model with a label tree, ``obs["{key}_level_1"]`` and so on: the label at each level, from the top down the
-      likeliest below the one before, where the path ends its end again; and ``obs["{key}_level_1_probability"]``.
-      The cell type is the path's end then.
-    - ``obsm["{key}_probabilities"]``: all probabilities, float32 (cells, labels).
+      likeliest below the one before; where the answer ends its end again; and ``obs["{key}_level_1_probability"]``, of
+      the likeliest label there.
+    - ``obsm["{key}_probabilities"]``: all probabilities, float32 (cells, labels), calibrated where the checkpoint is.
+    - ``obsm["X_{key}"]`` with `embeddings`: the encoder's vector of each cell, float32 (cells, hidden_size).
     - ``uns["{key}"]``: the `labels` of those columns, the model, the `input`'s passport (see `InputPassport`), versions
       and date.
 
+    As .csv, .tsv or .parquet: a table of these, and the record beside it as JSON.
+
     A cell without counts on known genes has no type (NaN) and NaN probabilities. A cell's result depends on its counts
-    alone, not on `batch_size` or on other cells. The file is read in blocks and may be larger than memory.
+    alone, not on `batch_size` or on other cells. The cells are read in blocks and may be larger than memory. Results
+    are kept in a folder beside `output` (its name ends in .partial) until all are there: a run that is stopped goes on
+    where it was, but for a block, and several processes (torchrun, accelerate launch) share the blocks.
 
     Parameters
     ----------
     cells
-        h5ad file with raw counts.
+        Raw counts in any format of `open_count_matrix`.
     model
-        Folder or Hub id of a fine-tuned checkpoint.
+        Folder or Hub id of a fine-tuned checkpoint, or one from `load_classifier`.
     output
-        h5ad file to write.
+        File to write: .h5ad, .csv, .tsv or .parquet.
     layer, gene_column
         Where counts and gene names are; found by themselves when left out (see `open_count_matrix`).
     allow
@@ -142,6 +149,13 @@ def annotate_file(
         Cells a forward pass; ``"auto"``: as many as fit into free memory.
     gene_space
         ``"full"`` or ``"expressed"`` instead of the checkpoint's.
+    max_error
+        Share of the answers that may be wrong, such as 0.05; None answers every cell. On cells like those that the
+        checkpoint was calibrated on (see `annotation.calibration`) no more of the answers are wrong.
+    cluster_column
+        Column of `obs` with a clustering: adds the vote of each cluster's cells, in columns of its own.
+    embeddings
+        Whether to add the encoder's vectors.
     key
         What the new names begin with.
     overwrite
@@ -156,105 +170,124 @@ def annotate_file(
     OSError
         `cells` or the checkpoint is not there, or `output` is (FileExistsError).
     ValueError
-        The file is not h5ad, or has problems that are not allowed (see `inspect_counts`); the checkpoint has no
-        trained classifier or another tokenizer than it was trained with; the new names are taken; an option is
-        out of its range. Nothing is left of the output then.
+        The file has problems that are not allowed (see `inspect_counts`); the checkpoint has no trained classifier,
+        another tokenizer than it was trained with, or no calibration where `max_error` needs it; the new names are
+        taken; an option is out of its range. Nothing is left of the output then.
     """
-    allowed = check_allowed(allow)
-    source_path, target = check_paths(cells, output, overwrite=overwrite)
-    trained = load_classifier(model, device=device)
-    parents = trained.model.config.label_parents
-    tree = LabelTree(parents) if parents else None
-    names = NewNames(
-        f"{key}_cell_type",
-        f"{key}_probability",
-        f"{key}_probabilities",
-        tuple(
-            (f"{key}_level_{level}", f"{key}_level_{level}_probability")
-            for level in range(1, 1 + (tree.num_levels if tree else 0))
-        ),
+    begin, processes = time.monotonic(), find_processes()
+    allowed, target = check_allowed(allow), check_output(cells, output, overwrite=overwrite)
+    check_key(key)
+    annotator = CellAnnotator(
+        load_classifier(model, device=device or processes.device),
+        AnnotationOptions(batch_size, gene_space, max_error, cluster_column, embeddings),
+        key=key,
     )
-    inference = BatchInference(trained.model, "logits", batch_size=batch_size, gene_space=gene_space)
-    labels = [trained.model.config.id2label[index] for index in range(inference.width)]
-    vocabulary = trained.tokenizer.gene_vocabulary
-    with open_count_matrix(
-        source_path, layer=layer, gene_column=gene_column, vocabulary=vocabulary, allow=allowed
-    ) as matrix:
-        check_format(matrix)
-        check_names_free(source_path, key, obs=names.obs, obsm=[names.probabilities], uns=[key], overwrite=overwrite)
-        source = CellSource(matrix, trained.tokenizer, allow=allowed, progress=progress)
-        with annotated_copy(source_path, target) as file:
-            predicted = _predict_into(file, source, inference, labels, names, tree)
-            num_empty = int((predicted.types == NO_LABEL).sum())
-            record = {"labels": labels, "model": trained.describe(), "gene_space": inference.gene_space}
-            add_record(file, key, {**record, "input": source.describe_input(), "num_empty_cells": num_empty})
-    warn_of_empty_cells(num_empty, source.num_cells, consequence="they have no label")
-    has_label = predicted.types != NO_LABEL
+    vocabulary = annotator.trained.tokenizer.gene_vocabulary
+    with open_count_matrix(cells, layer=layer, gene_column=gene_column, vocabulary=vocabulary, allow=allowed) as matrix:
+        names = annotator.names
+        check_names_free(matrix, target, key, obs=names.obs, obsm=names.obsm, uns=[key], overwrite=overwrite)
+        annotator.check_clusters(matrix)
+        source = CellSource(matrix, annotator.trained.tokenizer, allow=allowed, progress=progress and processes.is_main)
+        numbers = NumbersInFiles(
+            target.with_name(target.name + FOLDER_SUFFIX),
+            annotator.facts(source),
+            num_cells=source.num_cells,
+            width=annotator.measure.width,
+            cells_per_block=source.cells_per_block(annotator.measure),
+            is_main=processes.is_main,
+        )
+        processes.wait()
+        with numbers.kept_until_written() if processes.is_main else nullcontext():
+            source.measure(annotator.measure, numbers, task="annotate", processes=processes)
+            processes.wait()
+            found = annotator.read(numbers)
+            if processes.is_main:
+                write_elements(matrix, target, annotator.elements(found, numbers, matrix, source))
+        processes.wait()
+    if processes.is_main:
+        warn_of_empty_cells(found.num_empty, source.num_cells, consequence=NO_CONSEQUENCE)
     return AnnotationSummary(
         output=target,
         num_cells=source.num_cells,
-        num_empty_cells=num_empty,
-        label_counts=_count_labels(predicted.types[has_label], labels),
-        mean_probability=float(predicted.probabilities[has_label].mean()) if has_label.any() else float("nan"),
+        num_empty_cells=found.num_empty,
+        num_abstained=found.num_abstained,
+        label_counts=annotator.count_labels(found),
+        mean_probability=found.mean_probability,
         gene_coverage=source.passport.gene_coverage,
         count_source=matrix.count_source,
         gene_source=matrix.gene_source,
         names=names,
+        seconds=time.monotonic() - begin,
     )
 
 
-class _Predicted(NamedTuple):
-    """Of each cell: number of the most probable type, or NO_LABEL, and its probability."""
+def annotate(
+    adata: AnnData,
+    model: Classifier,
+    *,
+    layer: str | None = None,
+    gene_column: str | None = None,
+    allow: Sequence[str] = (),
+    batch_size: BatchSize = 32,
+    gene_space: GeneSpace | None = None,
+    max_error: float | None = None,
+    cluster_column: str | None = None,
+    embeddings: bool = False,
+    key_added: str = "screformer",
+    copy: bool = False,
+    progress: bool = True,
+    device: str | None = None,
+) -> AnnData | None:
+    """Add a cell type for every cell to an AnnData object, as functions of scanpy do.
 
-    types: npt.NDArray[np.int64]
-    probabilities: npt.NDArray[np.float32]
+    What is added is what `annotate_file` writes. The object may be backed by a file; its counts are not changed.
 
+    Parameters
+    ----------
+    adata
+        Cells with raw counts in `X`, a layer or `raw`.
+    model, layer, gene_column, allow, batch_size, gene_space, max_error, cluster_column, embeddings, progress, device
+        As for `annotate_file`.
+    key_added
+        What the new names begin with; what the object has of these names is replaced.
+    copy
+        Return a changed copy and leave `adata` as it is.
 
-def _predict_into(
-    file: h5py.File,
-    source: CellSource,
-    inference: BatchInference,
-    labels: list[str],
-    names: NewNames,
-    tree: LabelTree | None,
-) -> _Predicted:
-    """Predict all cells and write what was found to `file`, the full table block by block."""
-    levels = None
-    if tree is not None:
-        class_of = np.array([labels.index(label) if label in labels else NO_LABEL for label in tree.labels])
-        shape = source.num_cells, tree.num_levels
-        levels = LevelPredictions(np.full(shape, NO_LABEL), np.full(shape, np.nan, dtype=np.float32))
-    predicted = _Predicted(np.full(source.num_cells, NO_LABEL), np.full(source.num_cells, np.nan, dtype=np.float32))
-    table = add_cell_matrix(file, names.probabilities, source.num_cells, len(labels))
-    for rows, logits in source.outputs(inference, task="annotate"):
-        table[rows] = block = softmax(logits)
-        is_empty = np.isnan(block[:, 0])
-        chosen, probabilities = block.argmax(axis=1), block.max(axis=1)
-        if tree is not None and levels is not None:
-            # From the top down, so that the labels of a cell form a path; its end is the cell's type.
-            found = predict_levels(tree, labels, block)
-            levels.labels[rows] = np.where(is_empty[:, None], NO_LABEL, found.labels)
-            levels.probabilities[rows] = found.probabilities
-            chosen = class_of[found.labels[:, -1]]
-            probabilities = np.take_along_axis(block, chosen[:, None], axis=1)[:, 0]
-        predicted.types[rows] = np.where(is_empty, NO_LABEL, chosen)
-        predicted.probabilities[rows] = probabilities
-    # Types that no cell has would be empty groups to whoever goes on with the file.
-    cell_types = pd.Categorical.from_codes(predicted.types, categories=labels).remove_unused_categories()
-    columns: dict[str, pd.Categorical | np.ndarray] = {
-        names.cell_type: cell_types,
-        names.probability: predicted.probabilities,
-    }
-    if tree is not None and levels is not None:
-        for level, (label_name, probability_name) in enumerate(names.levels):
-            of_level = pd.Categorical.from_codes(levels.labels[:, level], categories=list(tree.labels))
-            columns[label_name] = of_level.remove_unused_categories()
-            columns[probability_name] = levels.probabilities[:, level]
-    add_obs_columns(file, columns)
-    return predicted
+    Returns
+    -------
+    AnnData or None
+        The copy, if one was asked for.
 
+    Raises
+    ------
+    OSError, ValueError
+        As `annotate_file` does. The object is unchanged then.
 
-def _count_labels(types: npt.NDArray[np.int64], labels: list[str]) -> dict[str, int]:
-    """Return label -> cells, the most frequent first, without those of no cell."""
-    pairs = zip(labels, np.bincount(types, minlength=len(labels)).tolist(), strict=True)
-    return {label: count for label, count in sorted(pairs, key=lambda pair: -pair[1]) if count}
+    Examples
+    --------
+    >>> import anndata, screformer.annotation  # doctest: +SKIP
+    >>> adata = anndata.read_h5ad("cells.h5ad")  # doctest: +SKIP
+    >>> screformer.annotation.annotate(adata, "quickstart/checkpoint", max_error=0.05)  # doctest: +SKIP
+    >>> adata.obs["screformer_cell_type"].value_counts()  # doctest: +SKIP
+    """
+    allowed = check_allowed(allow)
+    check_key(key_added)
+    annotator = CellAnnotator(
+        load_classifier(model, device=device),
+        AnnotationOptions(batch_size, gene_space, max_error, cluster_column, embeddings),
+        key=key_added,
+    )
+    tokenizer = annotator.trained.tokenizer
+    matrix = open_count_matrix(
+        adata, layer=layer, gene_column=gene_column, vocabulary=tokenizer.gene_vocabulary, allow=allowed
+    )
+    annotator.check_clusters(matrix)
+    source = CellSource(matrix, tokenizer, allow=allowed, progress=progress)
+    numbers = NumbersInMemory(source.num_cells, annotator.measure.width, source.cells_per_block(annotator.measure))
+    source.measure(annotator.measure, numbers, task="annotate")
+    found = annotator.read(numbers)
+    elements = annotator.elements(found, numbers, matrix, source)
+    target = adata.copy() if copy else adata
+    add_to_anndata(target, elements)
+    warn_of_empty_cells(found.num_empty, source.num_cells, consequence=NO_CONSEQUENCE)
+    return target if copy else None

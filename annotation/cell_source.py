@@ -3,21 +3,46 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from tqdm.auto import tqdm
 
-from screformer.tokenization.count_matrix import CountMatrix
+from screformer.annotation.cell_numbers import CellNumbers
+from screformer.annotation.processes import Processes
+from screformer.tokenization.count_matrix import BLOCKS_BETWEEN_GIVING_BACK, CountMatrix
+from screformer.tokenization.freed_memory import give_back_freed_memory
 from screformer.tokenization.passport import inspect_counts
 from screformer.tokenization.tokenization_screformer import ScReformerTokenizer, TokenizedCells
-from screformer.train.inference import BatchInference
 
 logger = logging.getLogger(__name__)
 CELLS_PER_BLOCK = 1024
 UNMATCHED_RECORDED = 100
+
+
+class CellMeasure(Protocol):
+    """What gives a row of numbers for each cell, such as `BatchInference`.
+
+    Attributes
+    ----------
+    width
+        Numbers a cell.
+    """
+
+    width: int
+
+    def choose_batch_size(self, longest: int) -> int:
+        """Return how many cells, of at most `longest` expressed genes, are measured together."""
+        ...
+
+    def __call__(
+        self, rows: Sequence[Mapping[str, Any]], *, advance: Callable[[int], object] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Return (cells, width)."""
+        ...
 
 
 class CellSource:
@@ -43,6 +68,8 @@ class CellSource:
         Cells of the file.
     passport
         What the file holds.
+    state
+        Size and time of a file, None of what is none.
     longest_cell
         The most genes with counts in a cell, whether in the vocabulary or not.
 
@@ -67,36 +94,62 @@ class CellSource:
         self._progress = progress
         self._mapping = matrix.map_genes(tokenizer.gene_vocabulary)
         self.passport = inspect_counts(matrix, tokenizer, allow=allow, progress=progress, refuse=True)
+        self.state = None
+        if isinstance(matrix.path, Path) and matrix.path.is_file():
+            stat = matrix.path.stat()
+            self.state = (stat.st_size, stat.st_mtime_ns)
         self.longest_cell = max(1, int(self.passport.genes_per_cell.most))
 
-    def outputs(self, inference: BatchInference, *, task: str) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
-        """Yield (rows of the file, outputs of these cells); NaN for a cell without counts on known genes.
+    def cells_per_block(self, measure: CellMeasure) -> int:
+        """Return how many cells are read and measured together; `measure` chooses its batch size."""
+        return max(CELLS_PER_BLOCK, measure.choose_batch_size(self.longest_cell))
+
+    def measure(
+        self, measure: CellMeasure, numbers: CellNumbers, *, task: str, processes: Processes | None = None
+    ) -> None:
+        """Measure the cells of all blocks that `numbers` lacks; NaN for a cell without counts on known genes.
+
+        Several processes share the blocks.
 
         Parameters
         ----------
-        inference
+        measure
             What to do with the cells.
+        numbers
+            Where the results go.
         task
             Name on the progress bar.
+        processes
+            Default: this one alone.
 
         Raises
         ------
         ValueError
             The model gives NaN or infinity for a cell; or the batch size is ``"auto"`` and not even one cell fits.
         """
-        first, batch_size = 0, inference.choose_batch_size(self.longest_cell)
-        with tqdm(total=self.num_cells, desc=task, unit="cell", disable=not self._progress) as bar:
-            for block in self._matrix.blocks(max(CELLS_PER_BLOCK, batch_size)):
-                tokens = self._tokenizer.tokenize_counts(
-                    block, self._mapping, first_row=first, allow_fractions="not-counts" in self.passport.allowed
-                )
-                has_genes = np.diff(tokens.indptr) > 0
-                outputs = np.full((len(has_genes), inference.width), np.nan, dtype=np.float32)
-                outputs[has_genes] = inference(_corpus_rows(tokens, has_genes), advance=bar.update)
-                _refuse_not_finite(outputs, has_genes, first)
-                bar.update(int((~has_genes).sum()))
-                yield slice(first, first + len(outputs)), outputs
-                first += len(outputs)
+        processes = processes or Processes()
+        mine = set(range(processes.index, numbers.num_blocks, processes.count))
+        missing = sorted(mine - numbers.done())
+        sizes = {number: numbers.rows(number).stop - numbers.rows(number).start for number in mine}
+        total, found = sum(sizes.values()), sum(size for number, size in sizes.items() if number not in missing)
+        show = self._progress and processes.is_main
+        with tqdm(total=total, initial=found, desc=task, unit="cell", disable=not show) as bar:
+            for done, number in enumerate(missing, start=1):
+                numbers.write(number, self._measure_block(measure, numbers.rows(number), bar))
+                if done % BLOCKS_BETWEEN_GIVING_BACK == 0:
+                    give_back_freed_memory()
+
+    def _measure_block(self, measure: CellMeasure, cells: slice, bar: tqdm) -> npt.NDArray[np.float32]:
+        (block,) = self._matrix.blocks(cells.stop - cells.start, start=cells.start, stop=cells.stop)
+        tokens = self._tokenizer.tokenize_counts(
+            block, self._mapping, first_row=cells.start, allow_fractions="not-counts" in self.passport.allowed
+        )
+        has_genes = np.diff(tokens.indptr) > 0
+        outputs = np.full((len(has_genes), measure.width), np.nan, dtype=np.float32)
+        outputs[has_genes] = measure(_corpus_rows(tokens, has_genes), advance=bar.update)
+        _refuse_not_finite(outputs, has_genes, cells.start)
+        bar.update(int((~has_genes).sum()))
+        return outputs
 
     def describe_input(self) -> dict[str, Any]:  # Any: JSON
         """Return the passport for the record, with as many of the genes that are not known as are of use there."""

@@ -1,23 +1,29 @@
-"""A vector for every cell of a file, written into a copy of it."""
+"""A vector for every cell of a file, written into a copy of it or a table."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from screformer.annotation.annotated_copy import (
-    add_cell_matrix,
-    add_record,
-    annotated_copy,
-    check_format,
+from screformer.annotation.added_elements import (
+    AddedElements,
+    FloatArray,
+    check_key,
     check_names_free,
-    check_paths,
+    check_output,
+    write_elements,
 )
+from screformer.annotation.annotated_copy import dated
+from screformer.annotation.cell_numbers import FOLDER_SUFFIX, CellNumbers, NumbersInFiles
 from screformer.annotation.cell_source import CellSource, warn_of_empty_cells
-from screformer.annotation.trained_model import load_encoder
+from screformer.annotation.processes import find_processes
+from screformer.annotation.trained_model import TrainedModel, load_encoder
+from screformer.modeling_screformer import ScReformerModel
 from screformer.tokenization.count_matrix import open_count_matrix
 from screformer.tokenization.passport_problems import check_allowed
 from screformer.train.batch_size import BatchSize
@@ -71,7 +77,7 @@ class EmbeddingSummary:
 
 def embed_file(
     cells: str | Path,
-    model: str | Path,
+    model: str | Path | TrainedModel[ScReformerModel],
     output: str | Path,
     *,
     layer: str | None = None,
@@ -84,25 +90,27 @@ def embed_file(
     progress: bool = True,
     device: str | None = None,
 ) -> EmbeddingSummary:
-    """Write a copy of `cells` with a vector for every cell.
+    """Write `cells` with a vector for every cell: all of them, in the same order.
 
-    The copy has the same cells in the same order, and everything else that the file held. New in it:
+    As h5ad, with everything else that the file held, and new in it:
 
     - ``obsm["X_{key}"]``: the encoder's ``cell_embedding``, float32 (cells, hidden_size), for example for
       ``scanpy.pp.neighbors(adata, use_rep="X_screformer")``.
     - ``uns["{key}_embedding"]``: the model, the `input`'s passport, versions and date.
 
+    As .csv, .tsv or .parquet: a table of the vectors, and the record beside it as JSON.
+
     A cell without counts on known genes has a vector of NaN. A cell's vector depends on its counts alone, not on
-    `batch_size` or on other cells. The file is read, and the vectors are written, in blocks.
+    `batch_size` or on other cells. Blocks, resuming and several processes are as for `annotate_file`.
 
     Parameters
     ----------
     cells
-        h5ad file with raw counts.
+        Raw counts in any format of `open_count_matrix`.
     model
-        Folder or Hub id of a checkpoint, pretrained or fine-tuned.
+        Folder or Hub id of a checkpoint, pretrained or fine-tuned, or one from `load_encoder`.
     output
-        h5ad file to write.
+        File to write: .h5ad, .csv, .tsv or .parquet.
     layer, gene_column, allow, batch_size, gene_space, overwrite, progress, device
         As for `annotate_file`.
     key
@@ -113,31 +121,42 @@ def embed_file(
     OSError
         `cells` or the checkpoint is not there, or `output` is (FileExistsError).
     ValueError
-        The file is not h5ad, or has problems that are not allowed (see `inspect_counts`); the checkpoint is of
+        The file has problems that are not allowed (see `inspect_counts`); the checkpoint is of
         another model or has another tokenizer than it was trained with; the new names are taken; an option is
         out of its range. Nothing is left of the output then.
     """
-    allowed = check_allowed(allow)
-    source_path, target = check_paths(cells, output, overwrite=overwrite)
+    processes = find_processes()
+    allowed, target = check_allowed(allow), check_output(cells, output, overwrite=overwrite)
+    check_key(key)
     name, record_name = f"X_{key}", f"{key}_embedding"
-    trained = load_encoder(model, device=device)
+    trained = load_encoder(model, device=device or processes.device)
     inference = BatchInference(trained.model, "cell_embedding", batch_size=batch_size, gene_space=gene_space)
     vocabulary = trained.tokenizer.gene_vocabulary
-    with open_count_matrix(
-        source_path, layer=layer, gene_column=gene_column, vocabulary=vocabulary, allow=allowed
-    ) as matrix:
-        check_format(matrix)
-        check_names_free(source_path, key, obsm=[name], uns=[record_name], overwrite=overwrite)
-        source = CellSource(matrix, trained.tokenizer, allow=allowed, progress=progress)
-        num_empty = 0
-        with annotated_copy(source_path, target) as file:
-            embeddings = add_cell_matrix(file, name, source.num_cells, inference.width)
-            for rows, block in source.outputs(inference, task="embed"):
-                embeddings[rows] = block
-                num_empty += int(np.isnan(block[:, 0]).sum())
-            record = {"model": trained.describe(), "gene_space": inference.gene_space}
-            add_record(file, record_name, {**record, "input": source.describe_input(), "num_empty_cells": num_empty})
-    warn_of_empty_cells(num_empty, source.num_cells, consequence="their vectors are NaN")
+    with open_count_matrix(cells, layer=layer, gene_column=gene_column, vocabulary=vocabulary, allow=allowed) as matrix:
+        check_names_free(matrix, target, key, obsm=[name], uns=[record_name], overwrite=overwrite)
+        source = CellSource(matrix, trained.tokenizer, allow=allowed, progress=progress and processes.is_main)
+        record = {"model": trained.describe(), "gene_space": inference.gene_space, "input": source.describe_input()}
+        numbers = NumbersInFiles(
+            target.with_name(target.name + FOLDER_SUFFIX),
+            {"task": "embed", **record, "state": source.state},
+            num_cells=source.num_cells,
+            width=inference.width,
+            cells_per_block=source.cells_per_block(inference),
+            is_main=processes.is_main,
+        )
+        processes.wait()
+        with numbers.kept_until_written() if processes.is_main else nullcontext():
+            source.measure(inference, numbers, task="embed", processes=processes)
+            processes.wait()
+            num_empty = sum(int(np.isnan(values[:, 0]).sum()) for _, values in numbers.read())
+            if processes.is_main:
+                columns = [f"embedding_{number}" for number in range(inference.width)]
+                records = {record_name: dated({**record, "num_empty_cells": num_empty})}
+                blocks = partial(_named_blocks, numbers, name)
+                write_elements(matrix, target, AddedElements({}, {name: columns}, records, blocks))
+        processes.wait()
+    if processes.is_main:
+        warn_of_empty_cells(num_empty, source.num_cells, consequence="their vectors are NaN")
     return EmbeddingSummary(
         output=target,
         num_cells=source.num_cells,
@@ -148,3 +167,8 @@ def embed_file(
         gene_source=matrix.gene_source,
         embedding_name=name,
     )
+
+
+def _named_blocks(numbers: CellNumbers, name: str) -> Iterator[tuple[slice, Mapping[str, FloatArray]]]:
+    for cells, values in numbers.read():
+        yield cells, {name: values}

@@ -38,13 +38,15 @@ class TrainedModel(NamedTuple, Generic[Model]):
         }
 
 
-def load_classifier(model: str | Path, *, device: str | None = None) -> TrainedModel[ScReformerForCellClassification]:
+def load_classifier(
+    model: str | Path | TrainedModel[ScReformerForCellClassification], *, device: str | None = None
+) -> TrainedModel[ScReformerForCellClassification]:
     """Load a fine-tuned cell classifier.
 
     Parameters
     ----------
     model
-        Checkpoint folder or Hub id.
+        Checkpoint folder or Hub id; one that is loaded is returned as it is.
     device
         For example ``"cuda"``; default a GPU if there is one.
 
@@ -55,6 +57,8 @@ def load_classifier(model: str | Path, *, device: str | None = None) -> TrainedM
     ValueError
         It is of another kind of model, has no trained classifier, or its tokenizer is not the one it was trained with.
     """
+    if isinstance(model, TrainedModel):
+        return model
     loaded = _load(ScReformerForCellClassification, model, device)
     config = loaded.model.config
     if config.num_labels < 2 or config.problem_type not in (None, "single_label_classification"):
@@ -65,8 +69,12 @@ def load_classifier(model: str | Path, *, device: str | None = None) -> TrainedM
     return loaded
 
 
-def load_encoder(model: str | Path, *, device: str | None = None) -> TrainedModel[ScReformerModel]:
+def load_encoder(
+    model: str | Path | TrainedModel[ScReformerModel], *, device: str | None = None
+) -> TrainedModel[ScReformerModel]:
     """Load the encoder of any checkpoint; parameters and errors as for `load_classifier`."""
+    if isinstance(model, TrainedModel):
+        return model
     return _load(ScReformerModel, model, device)
 
 

@@ -108,6 +108,8 @@ class ScReformerConfig(PreTrainedConfig):
     """
 
     model_type = "screformer"
+    # What the Trainer's predictions leave out: a classifier's are its logits.
+    keys_to_ignore_at_inference = ["cell_embedding", "hidden_states"]  # noqa: RUF012 - a list is what the Trainer adds to
 
     num_genes: int = 17_330
     num_bins: int = 6

@@ -37,6 +37,19 @@ class ScReformerModelOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
 
 
+@dataclass
+class ScReformerClassifierOutput(SequenceClassifierOutput):
+    """Output of :class:`ScReformerForCellClassification`: transformers' own, and the encoder's vector of each cell.
+
+    Attributes
+    ----------
+    cell_embedding
+        (B, hidden), see :class:`ScReformerModelOutput`.
+    """
+
+    cell_embedding: Tensor | None = None
+
+
 class ScReformerEmbeddings(nn.Module):
     """Sum of gene identity, expression bin and sinusoidal position (section 2.3.3)."""
 
@@ -465,7 +478,7 @@ class ScReformerForCellClassification(ScReformerPreTrainedModel):
         labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
         **kwargs: Any,
-    ) -> SequenceClassifierOutput:
+    ) -> ScReformerClassifierOutput:
         """Predict cell types: logits (B, num_labels).
 
         Parameters
@@ -485,7 +498,9 @@ class ScReformerForCellClassification(ScReformerPreTrainedModel):
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
-        return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
+        return ScReformerClassifierOutput(
+            loss=loss, logits=logits, hidden_states=encoded.hidden_states, cell_embedding=encoded.cell_embedding
+        )
 
     def start_linear_path(self, weight: Tensor | None = None, bias: Tensor | None = None) -> None:
         """Start the classifier's linear path: given weights, or zeros, and levels that ascend evenly with the bins.

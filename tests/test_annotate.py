@@ -19,11 +19,10 @@ from screformer.modeling_screformer import ScReformerForCellClassification, ScRe
 from screformer.tokenization.corpus import open_corpus
 from screformer.tokenization.count_matrix import CountMatrix
 from screformer.tokenization.passport import inspect_file
-from screformer.train.evaluate import predict_probabilities
-from screformer.train.inference import BatchInference
+from screformer.train.inference import BatchInference, predict_probabilities
 
 LABELS = ["alpha", "beta", "mast"]
-NEW_OBS = ["screformer_cell_type", "screformer_probability"]
+NEW_OBS = ["screformer_cell_type", "screformer_probability", "screformer_abstained"]
 
 
 @pytest.fixture
@@ -98,7 +97,9 @@ def test_columns_follow_from_the_table_of_probabilities(cells, checkpoint, tmp_p
     annotated, summary = annotate(cells, checkpoint, tmp_path / "out.h5ad")
     table = annotated.obsm["screformer_probabilities"]
     labels = np.array(annotated.uns["screformer"]["labels"])
-    cell_types, probability = (annotated.obs[name] for name in NEW_OBS)
+    cell_types, probability, abstained = (annotated.obs[name] for name in NEW_OBS)
+    assert abstained.dtype == bool
+    assert not abstained.any()
     assert labels.tolist() == LABELS
     assert isinstance(cell_types.dtype, pd.CategoricalDtype)
     assert probability.dtype == np.float32
@@ -163,7 +164,8 @@ def test_cells_without_known_counts_get_no_label_and_change_no_other(cells, chec
     messages = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert messages == ["2 of 50 cells have no counts on known genes: they have no label"]
     for place in (0, -1):
-        assert annotated.obs.iloc[place].isna().all()
+        assert annotated.obs[["screformer_cell_type", "screformer_probability"]].iloc[place].isna().all()
+        assert annotated.obs["screformer_abstained"].iloc[place]
         assert np.isnan(annotated.obsm["screformer_probabilities"][place]).all()
     assert annotated.obs[NEW_OBS[0]][1:-1].tolist() == expected.obs[NEW_OBS[0]].tolist()
     np.testing.assert_allclose(
@@ -229,7 +231,9 @@ def test_summary_reads_well(cells, checkpoint, tmp_path):
     text = str(summary)
     assert text.startswith("48 cells: ")
     assert "counts from X, genes by var_names; 100.0% of the counts" in text
-    assert f"{tmp_path / 'out.h5ad'}: obs['screformer_cell_type'], obs['screformer_probability'], obsm[" in text
+    added = ", ".join(f"obs[{name!r}]" for name in NEW_OBS)
+    assert f"{tmp_path / 'out.h5ad'}: {added}, obsm['screformer_probabilities']" in text
+    assert "cells a second" in text
 
 
 def test_counts_and_names_are_taken_from_where_the_user_says(cells, checkpoint, tmp_path):
@@ -242,7 +246,8 @@ def test_counts_and_names_are_taken_from_where_the_user_says(cells, checkpoint, 
     options = {"layer": "umi", "gene_column": "id", "key": "mine", "batch_size": 48}
     annotated, summary = annotate(tmp_path / "moved.h5ad", checkpoint, tmp_path / "out.h5ad", **options)
     np.testing.assert_array_equal(annotated.obsm["mine_probabilities"], expected.obsm["screformer_probabilities"])
-    assert summary.names == ("mine_cell_type", "mine_probability", "mine_probabilities", ())
+    assert summary.names.obs == ["mine_cell_type", "mine_probability", "mine_abstained"]
+    assert summary.names.obsm == ["mine_probabilities"]
     assert (summary.count_source, summary.gene_source) == ("layers/umi", "var['id']")
     with pytest.raises(ValueError, match=r"layer='counts' is not in moved.h5ad, which has the layers \['umi'\]"):
         annotate(tmp_path / "moved.h5ad", checkpoint, tmp_path / "no.h5ad", layer="counts")
@@ -279,7 +284,7 @@ def test_existing_names_and_files_are_replaced_only_when_asked(cells, checkpoint
     expected, _ = annotate(cells, checkpoint, first)
     with pytest.raises(FileExistsError, match=r"output: .*first.h5ad exists; .*overwrite=True \(--overwrite\)"):
         annotate_file(cells, checkpoint, first)
-    names = r"obs\['screformer_cell_type'\], obs\['screformer_probability'\], obsm\['screformer_probabilities'\], uns"
+    names = re.escape(", ".join([*(f"obs[{name!r}]" for name in NEW_OBS), "obsm['screformer_probabilities'], uns"]))
     with pytest.raises(ValueError, match=rf"key='screformer': first.h5ad has {names}.*\(--key\).*\(--overwrite\)"):
         annotate_file(first, checkpoint, second, progress=False)
     assert not second.exists()
@@ -290,36 +295,23 @@ def test_existing_names_and_files_are_replaced_only_when_asked(cells, checkpoint
 
 
 def test_refuses_paths_that_cannot_be_right(cells, checkpoint, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"cells: there is no file .*missing.h5ad"):
+    with pytest.raises(FileNotFoundError, match=r"cells: there is no file or folder .*missing.h5ad"):
         annotate_file(tmp_path / "missing.h5ad", checkpoint, tmp_path / "out.h5ad")
     with pytest.raises(ValueError, match=r"output: .*cells.h5ad is the file that is read; choose another name"):
         annotate_file(cells, checkpoint, tmp_path / "finetuned" / ".." / "cells.h5ad", overwrite=True)
     (tmp_path / "folder.h5ad").mkdir()
-    for name in ("out.csv", "folder.h5ad"):
-        with pytest.raises(ValueError, match=r"output: the name of a file that ends in .h5ad is needed, got"):
+    for name in ("out.txt", "folder.h5ad"):
+        message = r"output: the name of a file that ends in .h5ad, .csv, .tsv, .parquet is needed, got"
+        with pytest.raises(ValueError, match=message):
             annotate_file(cells, checkpoint, tmp_path / name, overwrite=True)
     (tmp_path / "text.h5ad").write_text("not HDF5")
     with pytest.raises(ValueError, match=r"text.h5ad is not an h5ad file"):
         annotate_file(tmp_path / "text.h5ad", checkpoint, tmp_path / "out.h5ad")
-    with pytest.raises(
-        ValueError, match=r"cells: .*finetuned is a folder; the results are written into a copy of an h5ad"
-    ):
+    with pytest.raises(ValueError, match=r"path: the folder .*finetuned holds none of the formats that can be read"):
         annotate_file(checkpoint, checkpoint, tmp_path / "out.h5ad")
     for key in ("", "a/b"):
         with pytest.raises(ValueError, match="key: the beginning of the new names, without '/', is needed; got"):
             annotate_file(cells, checkpoint, tmp_path / "out.h5ad", key=key)
-
-
-def test_refuses_another_format_with_the_way_out(checkpoint, tmp_path):
-    cells = make_cells()
-    with h5py.File(tmp_path / "cells.loom", "w") as file:
-        file["matrix"] = cells.X.T.toarray()
-        file["row_attrs/Gene"] = list(cells.var_names)
-        file["col_attrs/CellID"] = list(cells.obs_names)
-        for group in ("layers", "row_graphs", "col_graphs"):
-            file.create_group(group)
-    with pytest.raises(ValueError, match=r"cells: cells.loom is of the format loom; .* write it with write_h5ad"):
-        annotate_file(tmp_path / "cells.loom", checkpoint, tmp_path / "out.h5ad", progress=False)
 
 
 @pytest.mark.parametrize(
@@ -420,27 +412,58 @@ def test_a_file_of_which_too_little_is_known_is_refused(checkpoint, tmp_path):
         annotate_file(tmp_path / "cells.h5ad", checkpoint, tmp_path / "out.h5ad", progress=False)
 
 
-def test_nothing_is_left_when_prediction_fails_midway(cells, checkpoint, tmp_path, monkeypatch):
+def test_a_run_that_fails_midway_goes_on_and_harms_nothing(cells, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(cell_source_module, "CELLS_PER_BLOCK", 8)
+    original, measured, fails = BatchInference.__call__, [], [True]
+
+    def fail_once(self, rows, **options):
+        if len(measured) == 2 and fails:
+            fails.clear()
+            raise RuntimeError("out of memory")
+        measured.append(len(rows))
+        return original(self, rows, **options)
+
+    expected, _ = annotate(cells, checkpoint, tmp_path / "expected.h5ad")
+    monkeypatch.setattr(BatchInference, "__call__", fail_once)
+    output = tmp_path / "results" / "out.h5ad"
+    output.parent.mkdir()
+    output.write_text("of an earlier run")
+    options = {"batch_size": 4, "overwrite": True, "progress": False}
+    with pytest.raises(RuntimeError, match="out of memory"):
+        annotate_file(cells, checkpoint, output, **options)
+    assert output.read_text() == "of an earlier run"
+    assert files_in(output.parent) == ["out.h5ad", "out.h5ad.partial"]
+    found, _ = annotate(cells, checkpoint, output, **options)
+    assert measured == [8] * 6  # none of the 48 cells twice
+    assert files_in(output.parent) == ["out.h5ad"]
+    pd.testing.assert_frame_equal(found.obs, expected.obs, rtol=1e-5)
+
+
+def test_blocks_of_other_options_are_not_taken(cells, checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(cell_source_module, "CELLS_PER_BLOCK", 8)
     original, calls = BatchInference.__call__, []
 
-    def fail_later(self, rows, **options):
+    def fail_at_last(self, rows, **options):
         calls.append(len(rows))
-        if len(calls) == 3:
+        if len(calls) == 6:
             raise RuntimeError("out of memory")
         return original(self, rows, **options)
 
-    monkeypatch.setattr(BatchInference, "__call__", fail_later)
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "out.h5ad").write_text("of an earlier run")
-    for output, left in (("new.h5ad", ["out.h5ad"]), ("out.h5ad", ["out.h5ad"])):
-        calls.clear()
-        with pytest.raises(RuntimeError, match="out of memory"):
-            annotate_file(
-                cells, checkpoint, tmp_path / "results" / output, batch_size=4, overwrite=True, progress=False
-            )
-        assert files_in(tmp_path / "results") == left
-    assert (tmp_path / "results" / "out.h5ad").read_text() == "of an earlier run"
+    monkeypatch.setattr(BatchInference, "__call__", fail_at_last)
+    options = {"batch_size": 4, "progress": False}
+    with pytest.raises(RuntimeError, match="out of memory"):
+        annotate_file(cells, checkpoint, tmp_path / "out.h5ad", gene_space="expressed", **options)
+    annotate_file(cells, checkpoint, tmp_path / "out.h5ad", gene_space="full", **options)
+    assert len(calls) == 12
+
+
+def test_a_folder_of_that_name_that_holds_something_else_is_left_alone(cells, checkpoint, tmp_path):
+    mine = tmp_path / "out.h5ad.partial" / "thesis.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(ValueError, match=r"output: the folder .*out.h5ad.partial.* holds something else; move it away"):
+        annotate_file(cells, checkpoint, tmp_path / "out.h5ad", progress=False)
+    assert mine.read_text() == "mine"
 
 
 def test_a_model_that_gives_no_numbers_is_refused(cells, checkpoint, tmp_path, monkeypatch):

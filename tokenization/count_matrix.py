@@ -6,12 +6,13 @@ import logging
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 
+from screformer.tokenization.anndata_in_memory import AnnDataInMemory
 from screformer.tokenization.cell_file import CellFile, reading
 from screformer.tokenization.cell_formats import open_cell_file
 from screformer.tokenization.count_evidence import CountEvidence, examine_counts, not_counts
@@ -20,6 +21,9 @@ from screformer.tokenization.gene_vocabulary import GeneMapping, GeneVocabulary
 from screformer.tokenization.stored_rows import ChosenGenes, StoredColumns, StoredRows
 from screformer.tokenization.temporary_rows import TemporaryRows, open_shared_rows, rewrite_by_rows
 from screformer.tokenization.tokenization_screformer import GeneNames, choose_gene_names
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 BLOCKS_BETWEEN_GIVING_BACK = 64
@@ -41,7 +45,7 @@ class CountMatrix:
     path
         The file or folder, or the address of what is not a file.
     format
-        "h5ad", "zarr", "10x-h5", "10x-mtx", "loom", "soma" or "cellxgene-census".
+        "h5ad", "zarr", "10x-h5", "10x-mtx", "loom", "soma", "cellxgene-census" or "AnnData" (an object).
     num_cells, num_genes
         Rows and columns.
     count_source
@@ -145,8 +149,13 @@ class CountMatrix:
         """Position in `vocabulary` of each column."""
         return vocabulary.map_names(self.gene_names)
 
-    def blocks(self, num_rows: int, *, start: int = 0, stop: int | None = None) -> Iterator[csr_matrix]:
+    def blocks(
+        self, num_rows: int, *, start: int = 0, stop: int | None = None, every_feature: bool = False
+    ) -> Iterator[csr_matrix]:
         """Yield the counts of cells `start` to `stop`, at most `num_rows` at a time, in the file's order.
+
+        With `every_feature` there is a column for each row of `var`, else one for each of `gene_names`: features that
+        are no gene expression were left out of these.
 
         Values have the file's type. Within a cell, entries are in the file's order, and a gene may occur twice where
         it does in the file. A matrix that is not stored by rows is first rewritten into a temporary folder (place it
@@ -162,7 +171,7 @@ class CountMatrix:
         if num_rows < 1:
             msg = f"num_rows: at least 1, got {num_rows}"
             raise ValueError(msg)
-        rows = self._rows()
+        rows = self._rows(every_feature)
         stop = self._stop(stop)
         for number, first in enumerate(range(start, stop, num_rows), start=1):
             last = min(first + num_rows, stop)
@@ -209,10 +218,10 @@ class CountMatrix:
     def _stop(self, stop: int | None) -> int:
         return self.num_cells if stop is None else min(stop, self.num_cells)
 
-    def _rows(self) -> StoredRows:
+    def _rows(self, every_feature: bool = False) -> StoredRows:
         if isinstance(self._stored, StoredColumns):
             self._stored = self._rewrite(self._stored)
-        if self._chosen_genes is None:
+        if self._chosen_genes is None or every_feature:
             return self._stored
         return ChosenGenes(self._stored, self._chosen_genes)
 
@@ -238,7 +247,7 @@ class CountMatrix:
 
 
 def open_count_matrix(
-    path: str | Path,
+    path: str | Path | AnnData,
     *,
     layer: str | None = None,
     gene_column: str | None = None,
@@ -253,7 +262,7 @@ def open_count_matrix(
     path
         An h5ad, loom or 10x .h5 file; a folder that is AnnData in zarr, 10x matrix.mtx with its tables, or a
         TileDB-SOMA experiment; an address of such an experiment ("s3://...") or of CELLxGENE Census
-        ("census://stable/homo_sapiens?tissue == 'heart'").
+        ("census://stable/homo_sapiens?tissue == 'heart'"). Or an AnnData object.
     layer
         Where the counts are: a layer, "X", "raw", or any place that the error about a wrong one lists. When left out,
         the first of `X`, `layers["counts"]` and `raw` (and their like in other formats) whose values, in several
@@ -282,7 +291,13 @@ def open_count_matrix(
         It must be rewritten by rows and the disk has no room.
     """
     rows_folder = None if opened is None else opened["rows"]
-    file = open_cell_file(path, shared_rows=rows_folder)
+    place: Path | str
+    if isinstance(path, str | Path):
+        file = open_cell_file(path, shared_rows=rows_folder)
+        place = Path(path) if "://" not in str(path) else str(path)
+    else:
+        file = AnnDataInMemory(path)
+        place = file.name
     stored = None
     try:
         with reading(file.name, file.format):
@@ -294,7 +309,6 @@ def open_count_matrix(
             genes = _name_genes(var, gene_column, vocabulary or GeneVocabulary.human_v1())
             if opened is None:
                 _refuse_transposed(file, genes, vocabulary or GeneVocabulary.human_v1())
-        place = Path(path) if "://" not in str(path) else str(path)
         matrix = CountMatrix(place, file, stored, genes=genes, evidence=evidence, allow=allow, rows_folder=rows_folder)
         _leave_out_other_features(matrix, var)
     except BaseException:

@@ -39,8 +39,8 @@ class BatchInference:
     model
         On the device to run on. Its training mode is the same after each call.
     output
-        Which of the model's outputs: a classifier's ``"logits"`` (num_labels wide) or an encoder's
-        ``"cell_embedding"`` (hidden_size wide).
+        Which of the model's outputs: a classifier's ``"logits"`` (num_labels wide), the ``"cell_embedding"``
+        (hidden_size wide), or several of them, which then stand side by side.
     batch_size
         Cells a forward pass; ``"auto"``: as many as fit into the memory that is free when the first cells come.
     gene_space
@@ -51,13 +51,13 @@ class BatchInference:
     Raises
     ------
     ValueError
-        `batch_size` is below 1, or `gene_space` is neither of the two.
+        `batch_size` is below 1, `gene_space` is neither of the two, or several outputs are to be recorded.
     """
 
     def __init__(
         self,
         model: ScReformerPreTrainedModel,
-        output: OutputName,
+        output: OutputName | Sequence[OutputName],
         *,
         batch_size: BatchSize = 32,
         gene_space: GeneSpace | None = None,
@@ -65,12 +65,15 @@ class BatchInference:
     ) -> None:
         check_batch_size(batch_size)
         self.model = model
-        self.output = output
+        self.outputs = [output] if isinstance(output, str) else list(output)
+        if cuda_graphs and len(self.outputs) > 1:
+            raise ValueError(f"cuda_graphs: one output can be recorded, got {self.outputs}; ask for them one by one")
         self.batch_size = batch_size
         self.gene_space = model.config.gene_space if gene_space is None else gene_space
-        self.width = model.config.num_labels if output == "logits" else model.config.hidden_size
+        widths = {"logits": model.config.num_labels, "cell_embedding": model.config.hidden_size}
+        self.width = sum(widths[name] for name in self.outputs)
         self._collator = CellCollator.from_config(model.config, gene_space=self.gene_space)
-        self._compute = GraphedForward(model, output) if cuda_graphs else None
+        self._compute = GraphedForward(model, self.outputs[0]) if cuda_graphs else None
         self._collator.packed = model.device.type == "cuda" and self._collator.can_pack
 
     def choose_batch_size(self, longest: int) -> int:
@@ -131,8 +134,10 @@ class BatchInference:
             for name, tensor in batch.items()
         }
         expanded = expand_batch(sent, self.model.config.num_genes)
-        output = self.model(**expanded)[self.output] if self._compute is None else self._compute(expanded)
-        return output.float()
+        if self._compute is not None:
+            return self._compute(expanded).float()
+        given = self.model(**expanded)
+        return torch.cat([given[name].float() for name in self.outputs], dim=1)
 
 
 def predict_probabilities(

@@ -1,0 +1,188 @@
+"""What is added to cells, and the places it can be written to: h5ad, a table, an AnnData object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from screformer.annotation.annotated_copy import (
+    add_cell_matrix,
+    add_obs_columns,
+    add_record,
+    annotated_copy,
+    storable,
+    taken_names,
+)
+from screformer.tokenization.count_matrix import CountMatrix
+from screformer.train.result_files import write_json, written_aside
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
+OUTPUT_SUFFIXES = (".h5ad", *TABLE_SUFFIXES)
+FloatArray = npt.NDArray[np.float32]
+Blocks = Callable[[], Iterator[tuple[slice, Mapping[str, FloatArray]]]]
+
+
+@dataclass
+class AddedElements:
+    """New elements of cells, in anndata's words.
+
+    Attributes
+    ----------
+    obs
+        Column -> a value a cell.
+    obsm
+        Matrix -> names of its columns.
+    uns
+        Name -> record of what was done.
+    blocks
+        Gives (cells, matrix -> its rows) of all cells, in order, each time it is called.
+    """
+
+    obs: dict[str, pd.Categorical | npt.NDArray[Any]] = field(default_factory=dict)
+    obsm: dict[str, list[str]] = field(default_factory=dict)
+    uns: dict[str, dict[str, Any]] = field(default_factory=dict)
+    blocks: Blocks = lambda: iter(())
+
+
+def check_output(cells: str | Path, output: str | Path, *, overwrite: bool) -> Path:
+    """Return the path to write to.
+
+    Raises
+    ------
+    FileNotFoundError, FileExistsError
+        `cells` is not there; the output is, and may not be replaced.
+    ValueError
+        It ends in none of .h5ad, .csv, .tsv and .parquet, is a folder, or is `cells` itself.
+    """
+    if "://" not in str(cells) and not Path(cells).exists():
+        raise FileNotFoundError(f"cells: there is no file or folder {cells}")
+    target = Path(output)
+    if target.suffix not in OUTPUT_SUFFIXES or target.is_dir():
+        allowed = ", ".join(OUTPUT_SUFFIXES)
+        raise ValueError(f"output: the name of a file that ends in {allowed} is needed, got {str(target)!r}")
+    if target.exists() and Path(cells).exists() and target.samefile(cells):
+        raise ValueError(f"output: {target} is the file that is read; choose another name")
+    if target.exists() and not overwrite:
+        raise FileExistsError(
+            f"output: {target} exists; choose another name, or replace it with overwrite=True (--overwrite)"
+        )
+    return target
+
+
+def check_names_free(
+    matrix: CountMatrix,
+    target: Path,
+    key: str,
+    *,
+    obs: Sequence[str] = (),
+    obsm: Sequence[str] = (),
+    uns: Sequence[str] = (),
+    overwrite: bool,
+) -> None:
+    """Refuse to write over elements that the cells have.
+
+    Raises
+    ------
+    ValueError
+        They have some of these names and `overwrite` is False, or `key` cannot be part of a name.
+    """
+    check_key(key)
+    if target.suffix in TABLE_SUFFIXES:  # which has none of the cells' own columns
+        return
+    if matrix.format == "h5ad":
+        taken = taken_names(Path(matrix.path), obs=obs, obsm=obsm, uns=uns)
+    else:
+        taken = [f"obs[{name!r}]" for name in obs if name in matrix.obs_columns]
+    if taken and not overwrite:
+        raise ValueError(
+            f"key={key!r}: {matrix.name} has {', '.join(taken)} already; choose another key (--key), or replace them "
+            "with overwrite=True (--overwrite)"
+        )
+
+
+def check_key(key: str) -> None:
+    """Raise ValueError unless `key` can begin a name."""
+    if not key or "/" in key:
+        raise ValueError(f"key: the beginning of the new names, without '/', is needed; got {key!r}")
+
+
+def write_elements(matrix: CountMatrix, target: Path, added: AddedElements) -> None:
+    """Write the cells with what is added: all of them in order, whole or not at all.
+
+    A table has a row a cell: its name, the columns of `obs`, and those of the matrices; the record goes beside it, into
+    a file whose name ends in .json too.
+    """
+    if target.suffix in TABLE_SUFFIXES:
+        _write_table(matrix, target, added)
+        write_json(target.with_name(f"{target.name}.json"), added.uns)
+        return
+    with annotated_copy(matrix, target) as file:
+        add_obs_columns(file, added.obs)
+        stored = {
+            name: add_cell_matrix(file, name, matrix.num_cells, len(columns)) for name, columns in added.obsm.items()
+        }
+        for cells, matrices in added.blocks():
+            for name, values in matrices.items():
+                stored[name][cells] = values
+        for name, record in added.uns.items():
+            add_record(file, name, record)
+
+
+def add_to_anndata(adata: AnnData, added: AddedElements) -> None:
+    """Set the new elements of an AnnData object, in place of those of the same names."""
+    for name, values in added.obs.items():
+        adata.obs[name] = values
+    held = {name: np.full((adata.n_obs, len(columns)), np.nan, np.float32) for name, columns in added.obsm.items()}
+    for cells, matrices in added.blocks():
+        for name, values in matrices.items():
+            held[name][cells] = values
+    for name, values in held.items():
+        adata.obsm[name] = values
+    for name, record in added.uns.items():
+        adata.uns[name] = storable(record)
+
+
+def _write_table(matrix: CountMatrix, target: Path, added: AddedElements) -> None:
+    with written_aside(target) as aside:
+        write = _write_parquet if target.suffix == ".parquet" else _write_text
+        write(_frames(matrix, added), aside)
+
+
+def _frames(matrix: CountMatrix, added: AddedElements) -> Iterator[pd.DataFrame]:
+    for cells, matrices in added.blocks():
+        names = matrix.read_cell_ids(start=cells.start, stop=cells.stop)
+        columns: dict[str, Any] = {"cell_id": names, **{name: values[cells] for name, values in added.obs.items()}}
+        for name, values in matrices.items():
+            columns |= dict(zip(added.obsm[name], values.T, strict=True))
+        yield pd.DataFrame(columns)
+
+
+def _write_text(frames: Iterator[pd.DataFrame], path: Path) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        for number, frame in enumerate(frames):
+            separator = "\t" if path.suffix == ".tsv" else ","
+            frame.to_csv(file, sep=separator, index=False, header=not number, float_format="%.6g", lineterminator="\n")
+
+
+def _write_parquet(frames: Iterator[pd.DataFrame], path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    writer = None
+    try:
+        for frame in frames:
+            table = pa.Table.from_pandas(frame, preserve_index=False)
+            writer = writer or parquet.ParquetWriter(path, table.schema)
+            writer.write_table(table)
+    finally:
+        if writer is not None:
+            writer.close()

@@ -1,0 +1,257 @@
+"""From a classifier and cells to the columns that name them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from screformer.annotation.added_elements import AddedElements, FloatArray
+from screformer.annotation.annotated_copy import dated
+from screformer.annotation.calibration import UNKNOWN, LabelReader
+from screformer.annotation.cell_numbers import CellNumbers
+from screformer.annotation.cell_source import CellSource
+from screformer.annotation.trained_model import TrainedModel
+from screformer.modeling_screformer import ScReformerForCellClassification
+from screformer.tokenization.count_matrix import CountMatrix
+from screformer.train.batch_size import BatchSize
+from screformer.train.collator import GeneSpace
+from screformer.train.inference import BatchInference
+
+NO_LABEL = -1
+Int64Array = npt.NDArray[np.int64]
+
+
+class AnnotationOptions(NamedTuple):
+    """Options of `annotate_file` that a result depends on, and the batch size."""
+
+    batch_size: BatchSize = 32
+    gene_space: GeneSpace | None = None
+    max_error: float | None = None
+    cluster_column: str | None = None
+    embeddings: bool = False
+
+
+class NewNames(NamedTuple):
+    """What is added: columns of `obs`, those of levels in pairs, and matrices of `obsm`; None for what is not."""
+
+    cell_type: str
+    probability: str
+    abstained: str
+    probabilities: str
+    best_guess: str | None = None
+    embedding: str | None = None
+    levels: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def obs(self) -> list[str]:
+        """The columns of `obs`."""
+        first = [self.cell_type, self.probability, self.abstained, *([self.best_guess] if self.best_guess else [])]
+        return [*first, *(name for pair in self.levels for name in pair)]
+
+    @property
+    def obsm(self) -> list[str]:
+        """The matrices of `obsm`."""
+        return [self.probabilities, *([self.embedding] if self.embedding else [])]
+
+
+class FoundCells(NamedTuple):
+    """What was found of the cells: labels as indices in the tree's, NO_LABEL where there is none.
+
+    Attributes
+    ----------
+    answers, best_guesses
+        (cells,).
+    depth
+        (cells,): level of the answer, 0 for none.
+    probabilities
+        (cells,): of the answer, or of the likeliest first label.
+    level_labels, level_probabilities
+        (cells, levels): labels where the answer ends its end, probabilities of the likeliest path.
+    is_empty
+        (cells,): no counts on known genes.
+    """
+
+    answers: Int64Array
+    best_guesses: Int64Array
+    depth: Int64Array
+    probabilities: FloatArray
+    level_labels: Int64Array
+    level_probabilities: FloatArray
+    is_empty: npt.NDArray[np.bool_]
+
+    @property
+    def num_empty(self) -> int:
+        """Cells without counts on known genes."""
+        return int(self.is_empty.sum())
+
+    @property
+    def num_abstained(self) -> int:
+        """Cells with counts that are called unknown."""
+        return int(((self.answers == NO_LABEL) & ~self.is_empty).sum())
+
+    @property
+    def mean_probability(self) -> float:
+        """Of the answers; NaN if there are none."""
+        is_answered = self.answers != NO_LABEL
+        return float(self.probabilities[is_answered].mean()) if is_answered.any() else float("nan")
+
+
+class CellAnnotator:
+    """A classifier with the options of an annotation.
+
+    Parameters
+    ----------
+    trained
+        The classifier.
+    options
+        Of the annotation.
+    key
+        What new names begin with.
+
+    Attributes
+    ----------
+    measure
+        Gives logits, and embeddings if they were asked for.
+    reader
+        Reads the logits.
+    names
+        Of what is added.
+
+    Raises
+    ------
+    ValueError
+        An option is out of its range, or the classifier is not calibrated and `max_error` needs it.
+    """
+
+    def __init__(
+        self, trained: TrainedModel[ScReformerForCellClassification], options: AnnotationOptions, *, key: str
+    ) -> None:
+        self.trained, self.options, self.key = trained, options, key
+        self.reader = LabelReader(trained.model.config, max_error=options.max_error)
+        self.measure = BatchInference(
+            trained.model,
+            ["logits", "cell_embedding"] if options.embeddings else ["logits"],
+            batch_size=options.batch_size,
+            gene_space=options.gene_space,
+        )
+        num_levels = self.reader.tree.num_levels if self.reader.has_levels else 0
+        self.names = NewNames(
+            f"{key}_cell_type",
+            f"{key}_probability",
+            f"{key}_abstained",
+            f"{key}_probabilities",
+            None if options.max_error is None else f"{key}_best_guess",
+            f"X_{key}" if options.embeddings else None,
+            tuple((f"{key}_level_{level}", f"{key}_level_{level}_probability") for level in range(1, 1 + num_levels)),
+        )
+
+    def check_clusters(self, matrix: CountMatrix) -> None:
+        """Raise ValueError unless the cells have the column of clusters, if one was named."""
+
+    def facts(self, source: CellSource) -> dict[str, Any]:  # Any: JSON
+        """Return what the measured numbers depend on."""
+        return {
+            "task": "annotate",
+            "model": self.trained.describe(),
+            "gene_space": self.measure.gene_space,
+            "outputs": self.measure.outputs,
+            "input": source.describe_input(),
+            "state": source.state,
+        }
+
+    def read(self, numbers: CellNumbers) -> FoundCells:
+        """Return the answers to all cells."""
+        shape = numbers.num_cells, self.reader.tree.num_levels
+        found = FoundCells(
+            answers=np.full(shape[0], NO_LABEL),
+            best_guesses=np.full(shape[0], NO_LABEL),
+            depth=np.zeros(shape[0], dtype=np.int64),
+            probabilities=np.full(shape[0], np.nan, dtype=np.float32),
+            level_labels=np.full(shape, NO_LABEL),
+            level_probabilities=np.full(shape, np.nan, dtype=np.float32),
+            is_empty=np.zeros(shape[0], dtype=bool),
+        )
+        for cells, values in numbers.read():
+            given = self.reader(values[:, : self._num_classes])
+            is_empty = np.isnan(values[:, 0])
+            answers = given.answers()
+            levels = np.arange(1, shape[1] + 1)
+            found.is_empty[cells] = is_empty
+            found.answers[cells] = answers
+            found.best_guesses[cells] = np.where(is_empty, NO_LABEL, given.level_labels[:, -1])
+            found.depth[cells] = given.depth
+            places = np.maximum(given.depth - 1, 0)[:, None]
+            found.probabilities[cells] = np.take_along_axis(given.level_probabilities, places, axis=1)[:, 0]
+            found.level_labels[cells] = np.where(levels <= given.depth[:, None], given.level_labels, answers[:, None])
+            found.level_probabilities[cells] = given.level_probabilities
+        return found
+
+    @property
+    def _num_classes(self) -> int:
+        return len(self.reader.class_names)
+
+    def elements(
+        self, found: FoundCells, numbers: CellNumbers, matrix: CountMatrix, source: CellSource
+    ) -> AddedElements:
+        """Return what is added to the cells."""
+        names = self.names
+        obs: dict[str, pd.Categorical | npt.NDArray[Any]] = {
+            names.cell_type: self._categories(found.answers, found.is_empty),
+            names.probability: found.probabilities,
+            names.abstained: found.answers == NO_LABEL,
+        }
+        if names.best_guess is not None:
+            obs[names.best_guess] = self._categories(found.best_guesses, found.is_empty)
+        for level, (label_name, probability_name) in enumerate(names.levels):
+            obs[label_name] = self._categories(found.level_labels[:, level], found.is_empty)
+            obs[probability_name] = found.level_probabilities[:, level]
+        obsm = {names.probabilities: [f"probability_{name}" for name in self.reader.class_names]}
+        if names.embedding is not None:
+            width = numbers.width - self._num_classes
+            obsm[names.embedding] = [f"embedding_{number}" for number in range(width)]
+
+        def blocks() -> Iterator[tuple[slice, Mapping[str, FloatArray]]]:
+            for cells, values in numbers.read():
+                given = {names.probabilities: self.reader(values[:, : self._num_classes]).probabilities}
+                if names.embedding is not None:
+                    given[names.embedding] = values[:, self._num_classes :]
+                yield cells, given
+
+        return AddedElements(obs, obsm, {self.key: self._record(found, source)}, blocks)
+
+    def _record(self, found: FoundCells, source: CellSource) -> dict[str, Any]:  # Any: JSON
+        config = self.trained.model.config
+        return dated(
+            {
+                "labels": self.reader.class_names,
+                "model": self.trained.describe(),
+                "gene_space": self.measure.gene_space,
+                "is_calibrated": config.calibration is not None,
+                "max_error": self.options.max_error,
+                "threshold": None if self.options.max_error is None else self.reader.threshold,
+                "input": source.describe_input(),
+                "num_empty_cells": found.num_empty,
+                "num_abstained": found.num_abstained,
+            }
+        )
+
+    def _categories(self, labels: Int64Array, is_empty: npt.NDArray[np.bool_]) -> pd.Categorical:
+        """Return labels by name, "unknown" for cells with counts and without a label.
+
+        Types that no cell has are left out: they would be empty groups to whoever goes on with the file.
+        """
+        categories = list(self.reader.tree.labels)
+        if UNKNOWN not in categories:
+            categories.append(UNKNOWN)
+        codes = np.where((labels == NO_LABEL) & ~is_empty, categories.index(UNKNOWN), labels)
+        return pd.Categorical.from_codes(codes, categories=categories).remove_unused_categories()
+
+    def count_labels(self, found: FoundCells) -> dict[str, int]:
+        """Return label -> cells, the most frequent first, without those of no cell."""
+        answers = found.answers[found.answers != NO_LABEL]
+        pairs = zip(self.reader.tree.labels, np.bincount(answers, minlength=len(self.reader.tree.labels)), strict=True)
+        return {label: int(count) for label, count in sorted(pairs, key=lambda pair: -pair[1]) if count}
