@@ -6,20 +6,30 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from screformer.annotation.annotate import AnnotationSummary, annotate_file
+    from screformer.annotation.annotate import AnnotationSummary, annotate, annotate_file
     from screformer.annotation.embed import EmbeddingSummary, embed_file
+    from screformer.annotation.label_tree import LabelTree
+    from screformer.annotation.trained_model import load_classifier, load_encoder
 
 _HOMES = {
     "AnnotationSummary": "annotate",
+    "annotate": "annotate",  # also the module's name, which is called all the same
     "annotate_file": "annotate",
     "EmbeddingSummary": "embed",
     "embed_file": "embed",
+    "LabelTree": "label_tree",
+    "load_classifier": "trained_model",
+    "load_encoder": "trained_model",
 }
 __all__ = [  # noqa: RUF022 - grouped by module
     "AnnotationSummary",
+    "annotate",
     "annotate_file",
     "EmbeddingSummary",
     "embed_file",
+    "LabelTree",
+    "load_classifier",
+    "load_encoder",
 ]
 
 

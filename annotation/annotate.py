@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from screformer.annotation.added_elements import (
     add_to_anndata,
@@ -291,3 +293,13 @@ def annotate(
     add_to_anndata(target, elements)
     warn_of_empty_cells(found.num_empty, source.num_cells, consequence=NO_CONSEQUENCE)
     return target if copy else None
+
+
+class _CallableModule(ModuleType):
+    """Both this module and its function are ``screformer.annotation.annotate``: called, it is the function."""
+
+    def __call__(self, adata: AnnData, model: Classifier, **options: Any) -> AnnData | None:  # Any: annotate's own
+        return annotate(adata, model, **options)
+
+
+sys.modules[__name__].__class__ = _CallableModule

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -10,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import anndata
 import h5py
 import numpy as np
 import pandas as pd
@@ -19,6 +22,7 @@ from screformer.annotation.h5ad_conversion import new_h5ad, zarr_as_h5ad
 from screformer.tokenization.count_matrix import CountMatrix
 from screformer.train.result_files import software_versions, written_aside
 
+logger = logging.getLogger(__name__)
 VALUES_PER_CHUNK = 1 << 16
 
 
@@ -29,8 +33,25 @@ def taken_names(path: Path, *, obs: Sequence[str] = (), obsm: Sequence[str] = ()
             f"{group}[{name!r}]"
             for group, names in (("obs", obs), ("obsm", obsm), ("uns", uns))
             for name in names
-            if group in file and name in file[group]
+            if group in file and name in _names_in(file[group])
         ]
+
+
+@contextmanager
+def _without_warnings_of_age() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", anndata.OldFormatWarning)
+        yield
+
+
+def _names_in(element: h5py.Group | h5py.Dataset) -> Sequence[str]:
+    # anndata before 0.7 wrote arrays of records.
+    return (element.dtype.names or ()) if isinstance(element, h5py.Dataset) else list(element)
+
+
+def _is_of_records(path: Path) -> bool:
+    with h5py.File(path, "r") as file:
+        return isinstance(file["obs"], h5py.Dataset)
 
 
 @contextmanager
@@ -41,7 +62,12 @@ def annotated_copy(matrix: CountMatrix, target: Path) -> Iterator[h5py.File]:
     taken over (see `new_h5ad`).
     """
     with written_aside(target) as aside:
-        if matrix.format == "h5ad":
+        if matrix.format == "h5ad" and _is_of_records(Path(matrix.path)):
+            # anndata before 0.7. Such files are small, and what reads all of them is anndata.
+            logger.info("%s was written by anndata before 0.7: read whole, and written anew", matrix.name)
+            with _without_warnings_of_age():
+                anndata.read_h5ad(matrix.path).write_h5ad(aside)
+        elif matrix.format == "h5ad":
             shutil.copyfile(matrix.path, aside)
         else:
             with h5py.File(aside, "w") as file:
@@ -54,7 +80,8 @@ def add_obs_columns(file: h5py.File, columns: dict[str, pd.Categorical | np.ndar
     """Add columns to `obs`, or replace them; the others stay as they are."""
     group = file["obs"]
     if group.attrs.get("encoding-version") != "0.2.0":  # anndata before 0.8 stored columns in another way
-        write_elem(file, "obs", read_elem(group).assign(**columns))
+        with _without_warnings_of_age():
+            write_elem(file, "obs", read_elem(group).assign(**columns))
         return
     for name, values in columns.items():
         write_elem(group, name, values)
