@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from screformer.annotation.annotate import AnnotationSummary, annotate, annotate_file
+    from screformer.annotation.calibrate_checkpoint import calibrate_checkpoint
     from screformer.annotation.embed import EmbeddingSummary, embed_file
     from screformer.annotation.label_tree import LabelTree
     from screformer.annotation.trained_model import load_classifier, load_encoder
@@ -15,6 +16,7 @@ _HOMES = {
     "AnnotationSummary": "annotate",
     "annotate": "annotate",  # also the module's name, which is called all the same
     "annotate_file": "annotate",
+    "calibrate_checkpoint": "calibrate_checkpoint",
     "EmbeddingSummary": "embed",
     "embed_file": "embed",
     "LabelTree": "label_tree",
@@ -25,6 +27,7 @@ __all__ = [  # noqa: RUF022 - grouped by module
     "AnnotationSummary",
     "annotate",
     "annotate_file",
+    "calibrate_checkpoint",
     "EmbeddingSummary",
     "embed_file",
     "LabelTree",

@@ -105,7 +105,13 @@ class CellSource:
         return max(CELLS_PER_BLOCK, measure.choose_batch_size(self.longest_cell))
 
     def measure(
-        self, measure: CellMeasure, numbers: CellNumbers, *, task: str, processes: Processes | None = None
+        self,
+        measure: CellMeasure,
+        numbers: CellNumbers,
+        *,
+        task: str,
+        processes: Processes | None = None,
+        wanted: npt.NDArray[np.bool_] | None = None,
     ) -> None:
         """Measure the cells of all blocks that `numbers` lacks; NaN for a cell without counts on known genes.
 
@@ -121,6 +127,8 @@ class CellSource:
             Name on the progress bar.
         processes
             Default: this one alone.
+        wanted
+            (cells,): cells to measure; the others get NaN too. Default: all.
 
         Raises
         ------
@@ -135,16 +143,23 @@ class CellSource:
         show = self._progress and processes.is_main
         with tqdm(total=total, initial=found, desc=task, unit="cell", disable=not show) as bar:
             for done, number in enumerate(missing, start=1):
-                numbers.write(number, self._measure_block(measure, numbers.rows(number), bar))
+                cells = numbers.rows(number)
+                numbers.write(
+                    number, self._measure_block(measure, cells, bar, None if wanted is None else wanted[cells])
+                )
                 if done % BLOCKS_BETWEEN_GIVING_BACK == 0:
                     give_back_freed_memory()
 
-    def _measure_block(self, measure: CellMeasure, cells: slice, bar: tqdm) -> npt.NDArray[np.float32]:
+    def _measure_block(
+        self, measure: CellMeasure, cells: slice, bar: tqdm, wanted: npt.NDArray[np.bool_] | None
+    ) -> npt.NDArray[np.float32]:
         (block,) = self._matrix.blocks(cells.stop - cells.start, start=cells.start, stop=cells.stop)
         tokens = self._tokenizer.tokenize_counts(
             block, self._mapping, first_row=cells.start, allow_fractions="not-counts" in self.passport.allowed
         )
         has_genes = np.diff(tokens.indptr) > 0
+        if wanted is not None:
+            has_genes &= wanted
         outputs = np.full((len(has_genes), measure.width), np.nan, dtype=np.float32)
         outputs[has_genes] = measure(_corpus_rows(tokens, has_genes), advance=bar.update)
         _refuse_not_finite(outputs, has_genes, cells.start)

@@ -30,7 +30,9 @@ def find_processes() -> Processes:
     """Return the processes of this run, and join them if there are several."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return Processes()
+    import torch
     from accelerate import PartialState
 
-    state = PartialState()
+    # Without an accelerator, and not told so, it would take each process for the only one.
+    state = PartialState(cpu=not torch.accelerator.is_available())
     return Processes(state.process_index, state.num_processes, str(state.device))

@@ -49,7 +49,13 @@ BatchSize = Annotated[
 Space = Annotated[Literal["full", "expressed"] | None, typer.Option(help="Gene space instead of the checkpoint's own.")]
 Key = Annotated[str, typer.Option(help="Prefix of what is added to the file.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")]
-Cells = Annotated[Path, typer.Argument(help="h5ad file with raw counts.", show_default=False)]
+Cells = Annotated[
+    str, typer.Argument(help="Raw counts: h5ad, zarr, 10x, loom, SOMA, as inspect reads them.", show_default=False)
+]
+MaxError = Annotated[
+    float | None,
+    typer.Option(help="Share of answers that may be wrong, such as 0.05: unsure cells back off to a broader type."),
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -274,14 +280,25 @@ def annotate(
     allow: Allow = None,
     batch_size: BatchSize = "32",
     gene_space: Space = None,
+    max_error: MaxError = None,
+    cluster_column: Annotated[
+        str | None, typer.Option(help="Column of obs with a clustering: adds the vote of each cluster's cells.")
+    ] = None,
+    embeddings: Annotated[
+        bool, typer.Option("--embeddings", help="Add the cells' vectors, obsm[X_screformer].")
+    ] = False,
     key: Key = "screformer",
     overwrite: Overwrite = False,
 ) -> None:
-    """Add predicted cell types and probabilities to a copy of an h5ad file; rows and their order stay.
+    """Name the type of every cell: a copy with new columns (.h5ad), or a table (.csv, .tsv, .parquet).
+
+    Rows and their order stay. A run that is stopped goes on with the same command. Several GPUs or machines share the
+    cells: accelerate launch -m screformer annotate ...
 
     \b
-    Example:
+    Examples:
       screformer annotate cells.h5ad --model quickstart/checkpoint -o annotated.h5ad
+      screformer annotate filtered_feature_bc_matrix.h5 --model quickstart/checkpoint -o labels.csv --max-error 0.05
     """
     from .annotation.annotate import annotate_file
     from .train.batch_size import read_batch_size
@@ -296,12 +313,55 @@ def annotate(
             allow=allow or (),
             batch_size=read_batch_size(batch_size),
             gene_space=gene_space,
+            max_error=max_error,
+            cluster_column=cluster_column,
+            embeddings=embeddings,
             key=key,
             overwrite=overwrite,
         )
-        _say(str(summary))
+        _say_once(str(summary))
 
     _run(add)
+
+
+@app.command()
+def calibrate(
+    cells: Cells,
+    model: Annotated[Path, typer.Option(help="Folder of a fine-tuned checkpoint; its configuration is changed.")],
+    label_column: Annotated[str, typer.Option(help="Column of obs with the labels.")] = "cell_type",
+    layer: Layer = None,
+    gene_column: GeneColumn = None,
+    allow: Allow = None,
+    batch_size: BatchSize = "32",
+) -> None:
+    """Fit a checkpoint's probabilities to labelled cells that it was not trained on, so that --max-error can be asked.
+
+    \b
+    Example:
+      screformer calibrate other_donor.h5ad --model finetuned --label-column cell_type
+    """
+    from .annotation.calibrate_checkpoint import calibrate_checkpoint
+    from .train.batch_size import read_batch_size
+
+    record = _run(
+        lambda: calibrate_checkpoint(
+            cells,
+            model,
+            label_column=label_column,
+            layer=layer,
+            gene_column=gene_column,
+            allow=allow or (),
+            batch_size=read_batch_size(batch_size),
+        )
+    )
+    for row in record["levels"]:
+        _say(
+            f"level {row['level']}, {row['num_cells']} cells: calibration error "
+            f"{row['expected_calibration_error']:.3f} (before {row['before']:.3f})"
+        )
+    _say(
+        f"{model}: calibrated on {record['num_cells']} cells; --max-error can be {min(record['error_rates']):.3g} or more"
+    )
 
 
 @app.command()
@@ -317,7 +377,7 @@ def embed(
     key: Key = "screformer",
     overwrite: Overwrite = False,
 ) -> None:
-    """Add a vector a cell, obsm["X_screformer"], to a copy of an h5ad file.
+    """Give a vector for every cell: a copy with obsm["X_screformer"] (.h5ad), or a table (.csv, .tsv, .parquet).
 
     \b
     Example:
@@ -339,7 +399,7 @@ def embed(
             key=key,
             overwrite=overwrite,
         )
-        _say(str(summary))
+        _say_once(str(summary))
 
     _run(add)
 
@@ -470,6 +530,12 @@ def _run(action: Callable[[], Result]) -> Result:
 
 def _say(text: str) -> None:
     typer.echo(text)
+
+
+def _say_once(text: str) -> None:
+    """Say it if this is the first of the processes that a launcher started."""
+    if os.environ.get("RANK", "0") == "0":
+        _say(text)
 
 
 def _fail(message: str) -> NoReturn:
