@@ -64,6 +64,20 @@ def without_cell(words: str) -> str:
     return rest if enough and not is_letter(rest) and rest != "cell" else ""
 
 
+def is_abbreviation(name: str) -> bool:
+    """Whether a name is one word with a digit or several capitals.
+
+    Such words mean one cell in one organ, another in the next, and may be genes or numbers of clusters.
+
+    Examples
+    --------
+    >>> is_abbreviation("EPC"), is_abbreviation("DC1"), is_abbreviation("Treg"), is_abbreviation("NK cell")
+    (True, True, False, False)
+    """
+    has_marks = any(letter.isdigit() for letter in name) or sum(letter.isupper() for letter in name) > 1
+    return has_marks and re.fullmatch(r"[^\W_]+", name) is not None
+
+
 def is_letter(words: str) -> bool:
     """Whether a name is one letter, Latin or Greek, with or without "cell".
 

@@ -17,7 +17,7 @@ from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
 
-from screformer.annotation.cell_names import is_letter, singular, spelling, without_cell
+from screformer.annotation.cell_names import is_abbreviation, is_letter, singular, spelling, without_cell
 from screformer.annotation.label_tree import LabelTree
 
 logger = logging.getLogger(__name__)
@@ -82,8 +82,8 @@ def find_term(name: str) -> CellTerm | None:
     It is an id (of a replaced term: the term that replaces it), a term's name, or an exact synonym. Case, accents and
     punctuation do not count; + and - after a marker are "positive" and "negative". Where that finds nothing, plurals
     are made singular, and then "cell" may be missing at the end, or be there. What could be several terms is none, but
-    a name goes before a synonym. One letter ("beta", "D cell") is only taken where it is a term's own name, because
-    the synonyms of several organs' cells are like that.
+    a name goes before a synonym. Two kinds of synonyms are not taken, because cells of other organs, genes and clusters
+    are called so too: one letter with or without "cell" ("beta", "D cell"), and abbreviations ("EPC", "DC1").
 
     Examples
     --------
@@ -118,7 +118,7 @@ def _index() -> list[tuple[dict[str, set[str]], ...]]:
     ontology = _ontology()
     kinds = (
         [(term.name, term.id) for term in ontology.terms.values()],
-        [(synonym, term.id) for term in ontology.terms.values() for synonym in term.synonyms],
+        [(each, term.id) for term in ontology.terms.values() for each in term.synonyms if not is_abbreviation(each)],
         list(ontology.old_names.items()),
     )
     index: list[tuple[dict[str, set[str]], ...]] = [tuple(defaultdict(set) for _ in kinds) for _ in range(4)]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from screformer.annotation.cell_names import is_letter, singular, spelling, without_cell
+from screformer.annotation.cell_names import is_abbreviation, is_letter, singular, spelling, without_cell
 
 
 @pytest.mark.parametrize(
@@ -54,3 +54,8 @@ def test_cell_is_left_out_only_where_a_name_is_left():
 def test_letters():
     assert all(map(is_letter, ["b", "b cell", "delta", "delta cell"]))
     assert not any(map(is_letter, ["nk", "pancreatic delta cell", "cell", ""]))
+
+
+def test_abbreviations():
+    assert all(map(is_abbreviation, ["RBC", "pDC", "Th17", "C4"]))
+    assert not any(map(is_abbreviation, ["Treg", "mastocyte", "NK cell", "T-cell", "", "Purkinje"]))
