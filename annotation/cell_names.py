@@ -9,10 +9,11 @@ import unicodedata
 GREEK = {
     chr(code): unicodedata.name(chr(code)).split()[-1].lower().replace("md", "mbd") for code in range(0x3B1, 0x3CA)
 }
+BRITISH = {"haem": "hem", "leuco": "leuko", "oesoph": "esoph", "oestro": "estro", "fibre": "fiber", "tumour": "tumor"}
 APOSTROPHES = re.compile("['\N{RIGHT SINGLE QUOTATION MARK}`]")
 # "CD4+", "CD4-CD8- T cell", "CD4- T cell", but not "T-cell" and "alpha-beta".
 POSITIVE = re.compile(r"(?<=[a-z0-9)])\+")
-NEGATIVE = re.compile(r"(?<=[a-z0-9)])-(?=$|[\s,;/)])")
+NEGATIVE = re.compile(r"(?<=[a-z0-9)])-(?![a-z0-9])")
 NEGATIVE_BEFORE_MARKER = re.compile(r"\b(cd\d+[a-z]?)-(?=cd\d)")
 # With fewer letters a name without "cell" is an abbreviation: "EC" is an endothelial cell more often than an EC cell.
 MIN_LETTERS_WITHOUT_CELL = 4
@@ -20,6 +21,8 @@ MIN_LETTERS_WITHOUT_CELL = 4
 
 def spelling(name: str) -> str:
     """Return the name in words: without case, accents and punctuation; + and - after a marker are words.
+
+    British spellings become American ones, as the Cell Ontology has them.
 
     Examples
     --------
@@ -32,6 +35,8 @@ def spelling(name: str) -> str:
         text = text.replace(letter, f" {word} ")
     text = NEGATIVE_BEFORE_MARKER.sub(r"\1 negative ", text)
     text = NEGATIVE.sub(" negative ", POSITIVE.sub(" positive ", text))
+    for british, american in BRITISH.items():
+        text = text.replace(british, american)
     return " ".join(re.findall(r"[^\W_]+", text))
 
 

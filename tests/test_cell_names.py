@@ -17,9 +17,11 @@ from screformer.annotation.cell_names import is_abbreviation, is_letter, singula
         ("CD4+ T", "cd4 positive t"),
         ("CD4+CD8- T", "cd4 positive cd8 negative t"),
         ("CD4-CD8- T", "cd4 negative cd8 negative t"),
+        ("CD8-_T.", "cd8 negative t"),
         ("CD11c-CD123+", "cd11c negative cd123 positive"),
         ("CD4\N{MINUS SIGN} T", "cd4 negative t"),
         ("CD4-positive, alpha-beta T cell", "cd4 positive alpha beta t cell"),
+        ("Haematopoietic stem cell", "hematopoietic stem cell"),
         ("...", ""),
     ],
 )
