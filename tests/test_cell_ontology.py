@@ -49,6 +49,7 @@ def test_the_packaged_table_is_the_one_that_was_built():
     data = files("screformer.annotation").joinpath(CELL_ONTOLOGY_FILE).read_bytes()
     assert len(data) < 100_000
     assert hashlib.sha256(data).hexdigest() == PACKAGED_SHA256
+    assert f"`{CELL_ONTOLOGY_FILE}`" in files("screformer.annotation").joinpath("ATTRIBUTION.md").read_text("utf-8")
 
 
 def test_every_term_is_a_cell_and_every_reference_is_one_of_a_term(rows):
