@@ -87,9 +87,32 @@ def test_labels_that_are_not_in_the_tree_are_named_with_the_remedy():
 
 
 def test_trees_are_uhaf_s_or_of_a_file(tmp_path):
-    assert open_label_tree("uhaf:Heart") == LabelTree.uhaf("Heart")
+    assert open_label_tree("uhaf:Heart", ["T cell"]) == LabelTree.uhaf("Heart")
     (tmp_path / "tree.csv").write_text("label,parent\nislet,\nalpha,islet\n")
-    assert open_label_tree(str(tmp_path / "tree.csv")).leaves == ("alpha",)
+    assert open_label_tree(str(tmp_path / "tree.csv"), ["alpha"]).leaves == ("alpha",)
+
+
+def test_trees_of_the_cell_ontology_have_broad_types_or_a_file_s_above_the_labels(tmp_path):
+    labels = np.array(["T cells", "B cell", "T cells"])
+    assert open_label_tree("cell_ontology", labels) == LabelTree(
+        {
+            "T cells": "lymphocyte",
+            "B cell": "lymphocyte",
+            "lymphocyte": "leukocyte",
+            "leukocyte": "hematopoietic cell",
+            "hematopoietic cell": None,
+        }
+    )
+    (tmp_path / "terms.txt").write_text("CL:0000842\n\nneuron\nt cell \n")
+    found = open_label_tree(f"cell_ontology:{tmp_path / 'terms.txt'}", labels)
+    assert found == LabelTree(
+        {"T cells": "mononuclear leukocyte", "B cell": "mononuclear leukocyte", "mononuclear leukocyte": None}
+    )
+    (tmp_path / "terms.txt").write_text("lymphoid\n")
+    with pytest.raises(ValueError, match=r"terms that are not in the Cell Ontology.*'lymphoid' \("):
+        open_label_tree(f"cell_ontology:{tmp_path / 'terms.txt'}", labels)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        open_label_tree("cell_ontology:nowhere", labels)
 
 
 @pytest.fixture(scope="module")
@@ -178,3 +201,31 @@ def test_a_regression_starts_from_the_cells_whose_labels_are_leaves(mixed, tmp_p
 def test_smoothing_has_no_meaning_here(mixed, tmp_path):
     with pytest.raises(ValueError, match=r"label_smoothing_factor=0.1 and label_tree='.*tree.csv': a label"):
         run(*mixed, tmp_path, label_smoothing_factor=0.1)
+
+
+def test_labels_of_the_cell_ontology_train_at_several_levels_and_are_annotated(tmp_path):
+    cells = make_cells(96, types=["T cells", "B cell", "pancreatic A cell"])
+    labels = cells.obs["cell_type"].to_numpy().astype(object)
+    labels[np.flatnonzero(labels == "T cells")[::2]] = "lymphocyte"
+    cells.obs["cell_type"] = labels
+    corpus = make_corpus(tmp_path, cells=cells)
+    result = run(corpus, "cell_ontology", tmp_path / "model")
+    config = ScReformerForCellClassification.from_pretrained(result.output_dir).config
+    assert [config.id2label[number] for number in range(3)] == ["B cell", "T cells", "pancreatic A cell"]
+    assert LabelTree(config.label_parents).path("T cells") == (
+        "hematopoietic cell",
+        "leukocyte",
+        "lymphocyte",
+        "T cells",
+    )
+    assert result.metrics["validation_accuracy"] > 0.9
+    annotate_file(tmp_path / "cells.h5ad", result.output_dir, tmp_path / "out.h5ad", progress=False)
+    written = anndata.read_h5ad(tmp_path / "out.h5ad").obs
+    assert set(written["screformer_level_1"]) == {"hematopoietic cell", "epithelial cell"}
+    is_blood = written["cell_type"] != "pancreatic A cell"
+    assert ((written["screformer_level_1"] == "hematopoietic cell") == is_blood).mean() > 0.9
+
+
+def test_labels_that_are_not_in_the_cell_ontology_stop_training_with_suggestions(mixed, tmp_path):
+    with pytest.raises(ValueError, match=r"labels that are not in the Cell Ontology.*'alpha' \(.*exclude_labels"):
+        run(mixed[0], "cell_ontology", tmp_path)

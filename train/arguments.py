@@ -156,8 +156,9 @@ class FineTuningDataArguments:
     label_tree: str | None = field(
         default=None,
         metadata={
-            "help": "A tree of the labels, which cells may be named by at any level: a CSV of labels and parents, or "
-            "uHAF's of an organ, such as uhaf:Heart."
+            "help": "A tree of the labels, which cells may be named by at any level: a CSV of labels and parents, "
+            "uHAF's of an organ, such as uhaf:Heart, or cell_ontology, with broad types above the labels "
+            "(cell_ontology:FILE: a file's terms, one a line)."
         },
     )
     exclude_labels: list[str] = field(

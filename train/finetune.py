@@ -151,7 +151,8 @@ def _tree_targets(
             f"label_smoothing_factor={training.label_smoothing_factor} and label_tree={data.label_tree!r}: a label "
             "that is not a leaf has no share to give to the others; leave one of them out"
         )
-    return TreeTargets(open_label_tree(data.label_tree), cells.labels[cells.split.train])
+    labels = cells.labels[cells.split.train]
+    return TreeTargets(open_label_tree(data.label_tree, labels), labels)
 
 
 def _make_trainer(

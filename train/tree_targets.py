@@ -8,6 +8,7 @@ its leaves', and no label is less likely than one below it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,26 +16,40 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from screformer.annotation.cell_ontology import cell_ontology_tree
 from screformer.annotation.label_tree import LabelTree, predict_levels, unknown_labels
 from screformer.train.collator import IGNORED_LABEL
 from screformer.train.metrics import cell_type_scores
 from screformer.train.tree_metrics import hierarchical_scores
 
-UHAF_PREFIX = "uhaf:"
+UHAF_PREFIX, CELL_ONTOLOGY = "uhaf:", "cell_ontology"
 
 
-def open_label_tree(name: str) -> LabelTree:
-    """Return the tree of ``uhaf:ORGAN``, or of a CSV of labels and parents.
+def open_label_tree(name: str, labels: Sequence[str] | npt.NDArray[np.str_]) -> LabelTree:
+    """Return a tree of ``uhaf:ORGAN``, of the Cell Ontology, or of a CSV of labels and parents.
+
+    Parameters
+    ----------
+    name
+        ``cell_ontology`` for the tree of `labels` and the broad types above them (`cell_ontology_tree`), or
+        ``cell_ontology:FILE`` with a file's terms, one a line, instead of the broad types; else as said.
+    labels
+        Of the cells that train. Only the Cell Ontology needs them: other trees are whole, whatever the labels.
 
     Raises
     ------
     FileNotFoundError
         There is no such file.
     ValueError
-        uHAF has no such organ, or the table is none of a tree.
+        uHAF has no such organ, the table is none of a tree, or a label or term is not in the Cell Ontology.
     """
     if name.startswith(UHAF_PREFIX):
         return LabelTree.uhaf(name.removeprefix(UHAF_PREFIX))
+    if name == CELL_ONTOLOGY:
+        return cell_ontology_tree(np.asarray(labels).tolist())
+    if name.startswith(f"{CELL_ONTOLOGY}:"):
+        lines = Path(name.removeprefix(f"{CELL_ONTOLOGY}:")).read_text(encoding="utf-8-sig").splitlines()
+        return cell_ontology_tree(np.asarray(labels).tolist(), above=[line.strip() for line in lines if line.strip()])
     return LabelTree.read(name)
 
 
