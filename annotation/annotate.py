@@ -120,6 +120,8 @@ def annotate_file(
     - ``obs["{key}_probability"]``: its probability, float32; of an unknown cell that of the likeliest first label.
     - ``obs["{key}_abstained"]``: whether the cell is unknown, or has no label because it has no counts on known genes.
     - With `max_error` also ``obs["{key}_best_guess"]``: the most probable type whether sure or not.
+    - ``obs["{key}_ontology_term_id"]``: the answer's id in the Cell Ontology, where it is certain; no column if that is
+      so of no label.
     - Of a model with a label tree, ``obs["{key}_level_1"]`` and so on: the label at each level, from the top down the
       likeliest below the one before; where the answer ends its end again; and ``obs["{key}_level_1_probability"]``, of
       the likeliest label there.
@@ -155,7 +157,9 @@ def annotate_file(
         Share of the answers that may be wrong, such as 0.05; None answers every cell. On cells like those that the
         checkpoint was calibrated on (see `annotation.calibration`) no more of the answers are wrong.
     cluster_column
-        Column of `obs` with a clustering: adds the vote of each cluster's cells, in columns of its own.
+        Column of `obs` with a clustering: adds ``obs["{key}_cluster_vote"]``, the label that at least half of a
+        cluster's cells have (of those with an answer; at the deepest level of the tree where one has), else "unknown",
+        and ``obs["{key}_cluster_vote_share"]``. A vote depends on the other cells; it replaces no cell's own label.
     embeddings
         Whether to add the encoder's vectors.
     key

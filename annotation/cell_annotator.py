@@ -13,7 +13,9 @@ from screformer.annotation.added_elements import AddedElements, FloatArray
 from screformer.annotation.annotated_copy import dated
 from screformer.annotation.calibration import UNKNOWN, LabelReader
 from screformer.annotation.cell_numbers import CellNumbers
+from screformer.annotation.cell_ontology import ontology_ids
 from screformer.annotation.cell_source import CellSource
+from screformer.annotation.cluster_vote import cluster_vote_columns
 from screformer.annotation.trained_model import TrainedModel
 from screformer.modeling_screformer import ScReformerForCellClassification
 from screformer.tokenization.count_matrix import CountMatrix
@@ -22,6 +24,7 @@ from screformer.train.collator import GeneSpace
 from screformer.train.inference import BatchInference
 
 NO_LABEL = -1
+MAJORITY = 0.5  # of a cluster's votes
 Int64Array = npt.NDArray[np.int64]
 
 
@@ -36,21 +39,24 @@ class AnnotationOptions(NamedTuple):
 
 
 class NewNames(NamedTuple):
-    """What is added: columns of `obs`, those of levels in pairs, and matrices of `obsm`; None for what is not."""
+    """What is added: columns of `obs`, those of levels in pairs, and matrices of `obsm`; None or () for what is not."""
 
     cell_type: str
     probability: str
     abstained: str
     probabilities: str
     best_guess: str | None = None
+    ontology_term_id: str | None = None
     embedding: str | None = None
     levels: tuple[tuple[str, str], ...] = ()
+    cluster_vote: tuple[str, ...] = ()
 
     @property
     def obs(self) -> list[str]:
         """The columns of `obs`."""
-        first = [self.cell_type, self.probability, self.abstained, *([self.best_guess] if self.best_guess else [])]
-        return [*first, *(name for pair in self.levels for name in pair)]
+        first = [self.cell_type, self.probability, self.abstained]
+        some = [name for name in (self.best_guess, self.ontology_term_id) if name]
+        return [*first, *some, *(name for pair in self.levels for name in pair), *self.cluster_vote]
 
     @property
     def obsm(self) -> list[str]:
@@ -139,18 +145,27 @@ class CellAnnotator:
             gene_space=options.gene_space,
         )
         num_levels = self.reader.tree.num_levels if self.reader.has_levels else 0
+        self._term_ids = ontology_ids(self.reader.tree.labels)
         self.names = NewNames(
             f"{key}_cell_type",
             f"{key}_probability",
             f"{key}_abstained",
             f"{key}_probabilities",
             None if options.max_error is None else f"{key}_best_guess",
+            f"{key}_ontology_term_id" if any(self._term_ids) else None,
             f"X_{key}" if options.embeddings else None,
             tuple((f"{key}_level_{level}", f"{key}_level_{level}_probability") for level in range(1, 1 + num_levels)),
+            () if options.cluster_column is None else (f"{key}_cluster_vote", f"{key}_cluster_vote_share"),
         )
 
     def check_clusters(self, matrix: CountMatrix) -> None:
         """Raise ValueError unless the cells have the column of clusters, if one was named."""
+        column = self.options.cluster_column
+        if column is not None and column not in matrix.obs_columns:
+            raise ValueError(
+                f"cluster_column={column!r} is not in {matrix.name}, which has {matrix.obs_columns}. Cluster the cells "
+                "first, for example with scanpy.tl.leiden"
+            )
 
     def facts(self, source: CellSource) -> dict[str, Any]:  # Any: JSON
         """Return what the measured numbers depend on."""
@@ -209,6 +224,16 @@ class CellAnnotator:
         for level, (label_name, probability_name) in enumerate(names.levels):
             obs[label_name] = self._categories(found.level_labels[:, level], found.is_empty)
             obs[probability_name] = found.level_probabilities[:, level]
+        if names.ontology_term_id is not None:
+            obs[names.ontology_term_id] = self._terms(found.answers)
+        if self.options.cluster_column is not None:
+            obs |= cluster_vote_columns(
+                self._categories(found.answers, found.answers == NO_LABEL),
+                matrix.obs_column(self.options.cluster_column),
+                key=self.key,
+                tree=self.reader.tree,
+                min_share=MAJORITY,
+            )
         obsm = {names.probabilities: [f"probability_{name}" for name in self.reader.class_names]}
         if names.embedding is not None:
             width = numbers.width - self._num_classes
@@ -249,6 +274,11 @@ class CellAnnotator:
             categories.append(UNKNOWN)
         codes = np.where((labels == NO_LABEL) & ~is_empty, categories.index(UNKNOWN), labels)
         return pd.Categorical.from_codes(codes, categories=categories).remove_unused_categories()
+
+    def _terms(self, labels: Int64Array) -> pd.Categorical:
+        """Return the Cell Ontology's ids of labels, missing where there is none for certain."""
+        terms = np.array([*self._term_ids, ""], dtype=object)[labels]
+        return pd.Categorical(np.where(terms == "", None, terms))
 
     def count_labels(self, found: FoundCells) -> dict[str, int]:
         """Return label -> cells, the most frequent first, without those of no cell."""

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from screformer.annotation.calibration import UNKNOWN
 from screformer.annotation.label_tree import LabelTree, unknown_labels
 
 NO_LABEL = -1
-UNKNOWN = "unknown"
 CELLS_OF_TABLE = 1 << 24  # clusters x labels that are counted at once
 # Votes are whole multiples of float32's resolution below 1, and their sums exact: in whatever order they are added.
 PARTS_OF_A_VOTE = 1 << 24

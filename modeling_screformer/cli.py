@@ -359,9 +359,8 @@ def calibrate(
             f"level {row['level']}, {row['num_cells']} cells: calibration error "
             f"{row['expected_calibration_error']:.3f} (before {row['before']:.3f})"
         )
-    _say(
-        f"{model}: calibrated on {record['num_cells']} cells; --max-error can be {min(record['error_rates']):.3g} or more"
-    )
+    least = min(record["error_rates"])
+    _say(f"{model}: calibrated on {record['num_cells']} cells; --max-error can be {least:.3g} or more")
 
 
 @app.command()

@@ -22,7 +22,8 @@ from screformer.tokenization.passport import inspect_file
 from screformer.train.inference import BatchInference, predict_probabilities
 
 LABELS = ["alpha", "beta", "mast"]
-NEW_OBS = ["screformer_cell_type", "screformer_probability", "screformer_abstained"]
+# The Cell Ontology knows mast cells for certain.
+NEW_OBS = [f"screformer_{name}" for name in ("cell_type", "probability", "abstained", "ontology_term_id")]
 
 
 @pytest.fixture
@@ -97,7 +98,9 @@ def test_columns_follow_from_the_table_of_probabilities(cells, checkpoint, tmp_p
     annotated, summary = annotate(cells, checkpoint, tmp_path / "out.h5ad")
     table = annotated.obsm["screformer_probabilities"]
     labels = np.array(annotated.uns["screformer"]["labels"])
-    cell_types, probability, abstained = (annotated.obs[name] for name in NEW_OBS)
+    cell_types, probability, abstained, terms = (annotated.obs[name] for name in NEW_OBS)
+    np.testing.assert_array_equal(terms == "CL:0000097", cell_types == "mast")
+    np.testing.assert_array_equal(terms.isna(), cell_types != "mast")
     assert abstained.dtype == bool
     assert not abstained.any()
     assert labels.tolist() == LABELS
@@ -246,7 +249,7 @@ def test_counts_and_names_are_taken_from_where_the_user_says(cells, checkpoint, 
     options = {"layer": "umi", "gene_column": "id", "key": "mine", "batch_size": 48}
     annotated, summary = annotate(tmp_path / "moved.h5ad", checkpoint, tmp_path / "out.h5ad", **options)
     np.testing.assert_array_equal(annotated.obsm["mine_probabilities"], expected.obsm["screformer_probabilities"])
-    assert summary.names.obs == ["mine_cell_type", "mine_probability", "mine_abstained"]
+    assert summary.names.obs == [name.replace("screformer", "mine") for name in NEW_OBS]
     assert summary.names.obsm == ["mine_probabilities"]
     assert (summary.count_source, summary.gene_source) == ("layers/umi", "var['id']")
     with pytest.raises(ValueError, match=r"layer='counts' is not in moved.h5ad, which has the layers \['umi'\]"):

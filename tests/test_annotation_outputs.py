@@ -146,7 +146,8 @@ def test_tables_have_a_row_a_cell_and_the_record_beside_them(suffix, cells, chec
     assert table["cell_id"].tolist() == cells.obs_names.tolist()
     for name in summary.names.obs:
         if expected.obs[name].dtype == "category":
-            assert table[name].tolist() == expected.obs[name].tolist()
+            texts = [values.astype(object).where(values.notna(), None) for values in (table[name], expected.obs[name])]
+            assert texts[0].tolist() == texts[1].tolist()
         else:
             np.testing.assert_allclose(table[name].astype(float), expected.obs[name].astype(float), rtol=1e-5)
     probabilities = [f"probability_{label}" for label in ("alpha", "beta", "mast")]
@@ -228,3 +229,34 @@ def test_a_normalised_object_is_refused_and_unchanged(cells, checkpoint):
         annotate(cells, checkpoint, **QUIET)
     assert list(cells.obs.columns) == ["cell_type", "donor", "depth"]
     assert not cells.uns
+
+
+def test_clusters_vote_in_columns_of_their_own(cells, checkpoint, tmp_path):
+    alone = annotate(cells, checkpoint, copy=True, **QUIET).obs
+    cells.obs["leiden"] = pd.Categorical(["0", "1", None] * 16)
+    voted = annotate(cells, checkpoint, cluster_column="leiden", copy=True, **QUIET).obs
+    pd.testing.assert_frame_equal(voted[COLUMNS], alone[COLUMNS])
+    for cluster in ("0", "1"):
+        members = voted[voted["leiden"] == cluster]
+        assert members["screformer_cluster_vote"].nunique() == 1
+        winner = members["screformer_cluster_vote"].iloc[0]
+        at_level = members[["screformer_level_1", "screformer_level_2"]].astype(str).eq(winner).any(axis=1)
+        np.testing.assert_allclose(members["screformer_cluster_vote_share"], at_level.mean(), rtol=1e-6)
+    nowhere = voted["leiden"].isna()
+    assert voted.loc[nowhere, ["screformer_cluster_vote", "screformer_cluster_vote_share"]].isna().all(axis=None)
+    with pytest.raises(ValueError, match=r"cluster_column='louvain' is not in the AnnData object, which has \['cell_t"):
+        annotate(cells, checkpoint, cluster_column="louvain", **QUIET)
+
+
+def test_labels_that_the_cell_ontology_knows_have_their_ids(cells, checkpoint):
+    trained = load_classifier(checkpoint)
+    trained.model.config.id2label = {0: "T cell", 1: "B cells", 2: "mystery"}
+    trained.model.config.label_parents = None
+    trained.model.config.calibration = None
+    obs = annotate(cells, trained, copy=True, **QUIET).obs
+    expected = {"T cell": "CL:0000084", "B cells": "CL:0000236", "mystery": None}
+    found = obs["screformer_ontology_term_id"].astype(object).where(obs["screformer_ontology_term_id"].notna(), None)
+    assert found.tolist() == [expected[label] for label in obs["screformer_cell_type"]]
+    assert set(obs["screformer_cell_type"]) & {"T cell", "B cells"}
+    trained.model.config.id2label = {0: "alpha", 1: "beta", 2: "mystery"}
+    assert "screformer_ontology_term_id" not in annotate(cells, trained, copy=True, **QUIET).obs

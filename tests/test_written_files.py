@@ -84,7 +84,7 @@ def keys_with_slash(value):
 def test_cellxgene_finds_nothing_to_refuse(written):
     adata = anndata.read_h5ad(written)
     adata.obs = adata.obs.drop(columns=make_cells().obs.columns)  # those that were there before
-    assert len(adata.obs.columns) == 6
+    assert len(adata.obs.columns) == 7
     assert set(adata.obsm) == {"X_umap", "X_screformer", "screformer_probabilities"}
     assert cellxgene_problems(adata) == []
     assert keys_with_slash(adata.uns) == []
