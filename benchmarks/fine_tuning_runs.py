@@ -22,6 +22,7 @@ from screformer.train.corpus_columns import read_column
 from screformer.train.finetune import finetune
 from screformer.train.inference import predict_probabilities
 from screformer.train.result_files import read_json, write_json
+from screformer.train.training_run import TrainingResult
 
 REGRESSION = "logistic_regression"
 
@@ -114,6 +115,15 @@ def train_and_test(run: Run) -> str:
 
 
 def _model_scores(run: Run) -> dict[str, Any]:
+    result = fine_tune(run)
+    scores = _test(result.output_dir, run.task, run.test_groups)
+    scores["training_seconds"] = result.metrics["training_seconds"]
+    shutil.rmtree(result.output_dir)
+    return scores
+
+
+def fine_tune(run: Run, more: Sequence[str] = ()) -> TrainingResult:
+    """Fine-tune the model of a run, with `more` flags that win, into a folder beside its JSON."""
     task = run.task
     assert run.system.arguments is not None
     folder = run.result.with_suffix("")
@@ -126,17 +136,13 @@ def _model_scores(run: Run) -> dict[str, Any]:
     given += [] if run.cells_per_label is None else ["--cells_per_label", str(run.cells_per_label)]
     data, model, classifier, training = parse_arguments(
         [FineTuningDataArguments, ModelArguments, ClassifierArguments, FineTuningArguments],
-        given,
+        [*given, *more],
         program="finetune",
         description="",
         example="",
         recipes="finetune",
     )
-    result = finetune(model, data, training, classifier)
-    scores = _test(result.output_dir, task, run.test_groups)
-    scores["training_seconds"] = result.metrics["training_seconds"]
-    shutil.rmtree(folder)
-    return scores
+    return finetune(model, data, training, classifier)
 
 
 def _test(checkpoint: Path, task: Task, test_groups: Sequence[str]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import anndata
 import numpy as np
 from scipy import sparse
 
-from screformer.benchmarks.simple_baselines import log1p_cp10k, logistic_regression
+from screformer.benchmarks.simple_baselines import BaselineResult, log1p_cp10k, logistic_regression
 from screformer.tokenization import (
     ScReformerTokenizer,
     build_corpus,
@@ -111,6 +111,17 @@ def regression_scores(
 
     These are all cells of the other groups, or `cells_per_label` of each label, drawn by `seed` as fine-tuning does.
     """
+    scores, search = {}, {}
+    for group, fitted, truth in fit_regressions(task, test_groups, cells_per_label=cells_per_label, seed=seed):
+        scores[group] = score_labels(fitted.predictions, truth)
+        search = {"inverse_strength": fitted.inverse_strength}
+    return {"groups": scores, **search}
+
+
+def fit_regressions(
+    task: Task, test_groups: Sequence[str], *, cells_per_label: int | None = None, seed: int = 0
+) -> Iterator[tuple[str, BaselineResult, list[str]]]:
+    """Yield (test group, the regression's result there, true labels), see `regression_scores`."""
     vocabulary = open_corpus(task.corpus).tokenizer().gene_vocabulary
     with open_count_matrix(task.cells, vocabulary=vocabulary) as matrix:
         counts = sparse.vstack(list(matrix.blocks(BLOCK)), format="csr")
@@ -123,7 +134,6 @@ def regression_scores(
     train = np.flatnonzero(~np.isin(groups, test_groups))
     if cells_per_label is not None:
         train = draw_of_each_label(train, labels, cells_per_label, seed)
-    scores, search = {}, {}
     for group in test_groups:
         test = np.flatnonzero(groups == group)
         fitted = logistic_regression(
@@ -133,9 +143,7 @@ def regression_scores(
             labels=sorted(set(labels[train].tolist())),
             train_groups=groups[train] if task.group_column == "donor" else None,
         )
-        scores[group] = score_labels(fitted.predictions, labels[test].tolist())
-        search = {"inverse_strength": fitted.inverse_strength}
-    return {"groups": scores, **search}
+        yield group, fitted, labels[test].tolist()
 
 
 def score_labels(predicted: Sequence[str], truth: Sequence[str]) -> dict[str, float]:

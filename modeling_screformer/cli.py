@@ -476,6 +476,12 @@ def benchmark_pretraining(context: typer.Context) -> None:
     _start("benchmarks.pretraining", context.args)
 
 
+@benchmark.command("calibration", context_settings=TRAINER_COMMAND, add_help_option=False)
+def benchmark_calibration(context: typer.Context) -> None:
+    """Error rates asked for, and come true, on unseen donors. Example: screformer benchmark calibration --seeds 1"""
+    _start("benchmarks.calibration", context.args)
+
+
 @benchmark.command("tokenizing", context_settings=TRAINER_COMMAND, add_help_option=False)
 def benchmark_tokenizing(context: typer.Context) -> None:
     """Speed and memory of making a corpus. Example: screformer benchmark tokenizing --cells 1000000 --work scratch"""
