@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from screformer.annotation.annotate import AnnotationSummary, annotate, annotate_file
-    from screformer.annotation.calibrate_checkpoint import calibrate_checkpoint
     from screformer.annotation.embed import EmbeddingSummary, embed_file
     from screformer.annotation.label_tree import LabelTree
+    from screformer.annotation.recalibration import calibrate_checkpoint
     from screformer.annotation.trained_model import load_classifier, load_encoder
 
 _HOMES = {
     "AnnotationSummary": "annotate",
     "annotate": "annotate",  # also the module's name, which is called all the same
     "annotate_file": "annotate",
-    "calibrate_checkpoint": "calibrate_checkpoint",
+    "calibrate_checkpoint": "recalibration",
     "EmbeddingSummary": "embed",
     "embed_file": "embed",
     "LabelTree": "label_tree",

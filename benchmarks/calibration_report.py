@@ -104,12 +104,12 @@ def format_calibrations(results: Mapping[str, Any]) -> str:
             for source, one in sources.items()
             for number, row in enumerate(one["answers"])
         ]
-        lines += [*table(header, rows), ""]
+        lines += [table(header, rows), ""]
         rows = [
             [results["sources"][source], f"{one['expected_calibration_error']:.4f}", _percent(one["error_of_all"])]
             for source, one in sources.items()
         ]
-        lines += table(["", "expected calibration error", "error when all are answered"], rows)
+        lines.append(table(["", "expected calibration error", "error when all are answered"], rows))
     return "\n".join(lines) + "\n"
 
 

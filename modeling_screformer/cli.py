@@ -96,6 +96,8 @@ def quickstart(
         title = {"model": "scReformer-BERT"}.get(name, name.replace("_", " ").capitalize())
         _say(f"{title:<24}{row['accuracy']:>10.3f}{row['macro_f1']:>10.3f}")
     _say(result.metrics["verdict"])
+    _say(result.metrics["answers_sentence"])
+    _say(result.metrics["gene_spaces"]["sentence"])
     _say(f"\nReport: {output / 'report.html'}\nCheckpoint: {output / 'checkpoint'}")
     _say(f"Annotated cells: {output / 'annotated.h5ad'}")
     _say(f"To start over: screformer quickstart --output {output} --overwrite")
@@ -340,7 +342,7 @@ def calibrate(
     Example:
       screformer calibrate other_donor.h5ad --model finetuned --label-column cell_type
     """
-    from .annotation.calibrate_checkpoint import calibrate_checkpoint
+    from .annotation.recalibration import calibrate_checkpoint
     from .train.batch_size import read_batch_size
 
     record = _run(
@@ -480,6 +482,12 @@ def benchmark_pretraining(context: typer.Context) -> None:
 def benchmark_calibration(context: typer.Context) -> None:
     """Error rates asked for, and come true, on unseen donors. Example: screformer benchmark calibration --seeds 1"""
     _start("benchmarks.calibration", context.args)
+
+
+@benchmark.command("gene-spaces", context_settings=TRAINER_COMMAND, add_help_option=False)
+def benchmark_gene_spaces(context: typer.Context) -> None:
+    """Expressed genes beside every gene. Example: screformer benchmark gene-spaces --model quickstart/checkpoint"""
+    _start("benchmarks.gene_spaces", context.args)
 
 
 @benchmark.command("tokenizing", context_settings=TRAINER_COMMAND, add_help_option=False)

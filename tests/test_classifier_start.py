@@ -208,6 +208,6 @@ def test_groups_that_were_not_trained_on_calibrate_before_other_cells(
     assert record["fitted_to"] == fitted_to == trained.metrics["validation_calibrated_on"]
     calibration = ScReformerForCellClassification.from_pretrained(tmp_path).config.calibration
     assert {name: record[name] for name in calibration} == calibration
-    assert (tmp_path / "reliability.png").exists()
+    assert (tmp_path / "calibration.png").exists()
     parts = read_json(tmp_path / "splits.json")["num_cells"]
     assert record["num_cells"] == parts["validation" if "validation" in fitted_to else "train"]

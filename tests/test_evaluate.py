@@ -58,7 +58,7 @@ def test_fine_tuning_calibrates_on_validation_cells_and_evaluation_says_what_it_
     fitted = json.loads((checkpoint / "calibration.json").read_text())
     assert fitted["num_cells"] == len(json.loads((checkpoint / "splits.json").read_text())["validation"])
     assert {name: fitted[name] for name in config.calibration} == config.calibration
-    assert (checkpoint / "reliability.png").exists()
+    assert (checkpoint / "calibration.png").exists()
     evaluation = evaluate_checkpoint(checkpoint, corpus, tmp_path, part="all", progress=False)
     (level,) = evaluation["calibration"]["levels"]
     assert level["num_cells"] == 48

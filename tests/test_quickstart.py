@@ -94,7 +94,10 @@ def test_annotated_cells_are_the_new_ones_in_order_with_the_evaluations_labels(s
     assert "cell_type" not in new.obs
     lines = (small_quickstart / "checkpoint" / "predictions.tsv").read_text(encoding="utf-8").splitlines()[1:]
     predicted = {line.split("\t")[0]: line.split("\t")[2] for line in lines}
-    assert [predicted[name] for name in annotated.obs_names] == list(annotated.obs["screformer_cell_type"])
+    assert [predicted[name] for name in annotated.obs_names] == list(annotated.obs["screformer_best_guess"])
+    answers = annotated.obs["screformer_cell_type"].astype(str)
+    np.testing.assert_array_equal(annotated.obs["screformer_abstained"], answers == "unknown")
+    assert (answers.eq("unknown") | answers.eq(annotated.obs["screformer_best_guess"].astype(str))).all()
     probabilities = annotated.obsm["screformer_probabilities"]
     np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
 
@@ -117,7 +120,7 @@ def test_running_again_repeats_no_training(small_quickstart, monkeypatch):
     )
     assert weights.stat().st_mtime_ns == before
     assert result.stage_seconds == times
-    assert len(stages) == len(times) == 7
+    assert len(stages) == len(times) == 8
 
 
 def test_other_settings_in_the_same_folder_are_refused(small_quickstart):

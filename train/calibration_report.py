@@ -11,14 +11,14 @@ import numpy as np
 from screformer.train.figures import COLORS, FONT_SIZE, _new_figure, _save
 from screformer.train.result_files import write_json
 
-CALIBRATION_FILE, RELIABILITY_FILE = "calibration.json", "reliability.png"
+CALIBRATION_FILE, CALIBRATION_FIGURE = "calibration.json", "calibration.png"
 MAX_MARKER_AREA = 160.0
 
 
 def write_calibration(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write what `annotation.calibration.calibrate` returned as ``calibration.json``, and draw ``reliability.png``."""
+    """Write what `annotation.calibration.calibrate` returned as ``calibration.json``, and draw ``calibration.png``."""
     write_json(folder / CALIBRATION_FILE, record)
-    plot_reliability(record["levels"], folder / RELIABILITY_FILE, title=f"Calibration on {record['fitted_to']}")
+    plot_reliability(record["levels"], folder / CALIBRATION_FIGURE, title=f"Calibration on {record['fitted_to']}")
 
 
 def plot_reliability(

@@ -50,7 +50,7 @@ class CellTypeTrainer(CellTrainer):
         return self._score(prediction)
 
     def describe_evaluation(self, folder: Path) -> dict[str, Any]:
-        """Calibrate, write ``calibration.json`` and ``reliability.png``, and return what metrics.json has of it."""
+        """Calibrate, write ``calibration.json`` and ``calibration.png``, and return what metrics.json has of it."""
         record = self.calibration
         if record is None and self._predicted is not None:
             logits, ids = self._predicted

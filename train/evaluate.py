@@ -20,7 +20,7 @@ from screformer.configuration_screformer import ScReformerConfig
 from screformer.modeling_screformer import ScReformerForCellClassification
 from screformer.tokenization.corpus import Corpus, open_corpus
 from screformer.train.batch_size import BatchSize, read_batch_size
-from screformer.train.calibration_report import RELIABILITY_FILE, plot_reliability
+from screformer.train.calibration_report import plot_reliability
 from screformer.train.cell_dataset import CellDataset
 from screformer.train.corpus_columns import describe_corpus, name_cells, read_column
 from screformer.train.inference import predict_logits
@@ -32,7 +32,7 @@ from screformer.train.tree_metrics import score_levels
 logger = logging.getLogger("screformer.train.evaluate")
 
 EVALUATION_FILE, PREDICTIONS_FILE = "evaluation.json", "predictions.tsv"
-CONFUSION_FILE, ROC_FILE = "confusion_matrix.png", "roc_curves.png"
+CONFUSION_FILE, ROC_FILE, RELIABILITY_FILE = "confusion_matrix.png", "roc_curves.png", "reliability.png"
 
 EXAMPLE = """\
 examples:

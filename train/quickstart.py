@@ -18,7 +18,10 @@ import numpy as np
 from scipy import sparse
 
 from screformer.annotation.annotate import annotate_file
+from screformer.annotation.calibration import Calibration
+from screformer.benchmarks.gene_spaces import compare_gene_spaces, describe_gene_spaces
 from screformer.benchmarks.simple_baselines import simple_baselines
+from screformer.configuration_screformer import ScReformerConfig
 from screformer.model_cards.card_sections import DataSource, limitations
 from screformer.model_cards.checkpoint_records import read_checkpoint
 from screformer.model_cards.comparison import METRIC_TITLES, MODEL, compare, ordered_rows, row_title
@@ -49,6 +52,8 @@ logger = logging.getLogger(__name__)
 TEST_DONOR = "human4"  # the last of the four
 SEED = 2022
 STAGES_FILE = "stages.json"
+MAX_ERROR = 0.02  # of the annotated cells' answers
+COMPARED_CELLS = 32
 # Halves of a cell's genes, another one at each step: an augmentation that also halves the time.
 GENE_DROPOUT = 0.5
 PANCREAS = DataSource(
@@ -121,9 +126,14 @@ def quickstart(
         results = {MODEL: evaluation, **_baselines(cells, corpus, checkpoint, evaluation["label_names"])}
     with stages("Annotate cells without labels"):
         new_cells = _cells_without_labels(cells, test_donor, folder / "new_cells.h5ad")
-        annotate_file(new_cells, checkpoint, folder / "annotated.h5ad", overwrite=True)
+        output = folder / "annotated.h5ad"
+        annotate_file(new_cells, checkpoint, output, max_error=_max_error(checkpoint), overwrite=True)
+    with stages("Compare expressed genes with every gene"):
+        spaces = compare_gene_spaces(checkpoint, new_cells, num_cells=COMPARED_CELLS if max_steps < 0 else 8)
     with stages("Write the report and the model card"):
         metrics = _metrics(results, pretrained.metrics, test_donor)
+        metrics |= {"gene_spaces": {**spaces, "sentence": describe_gene_spaces(spaces)}}
+        metrics |= {"answers_sentence": _describe_answers(evaluation["answers"])}
         write_json(folder / "metrics.json", metrics)
         write_model_card(
             checkpoint,
@@ -231,6 +241,23 @@ def _cells_without_labels(cells: Path, test_donor: str, path: Path) -> Path:
     return path
 
 
+def _max_error(checkpoint: Path) -> float | None:
+    """Return the error rate to ask for; None, which answers every cell, where too few cells calibrated the model."""
+    calibration = Calibration.from_config(ScReformerConfig.from_pretrained(checkpoint))
+    return MAX_ERROR if calibration is not None and calibration.error_rates[0] <= MAX_ERROR else None
+
+
+def _describe_answers(answers: list[dict[str, Any]]) -> str:
+    """Return what asking for an error rate gave on the test cells, as a sentence."""
+    row = next(row for row in answers if row["asked"] == MAX_ERROR)
+    if row["error"] is None:
+        return f"An error rate of {MAX_ERROR:.0%} is lower than what the calibration can vouch for."
+    return (
+        f"Asked for at most {MAX_ERROR:.0%} wrong answers, {row['answered']:.1%} of the test cells are answered, and "
+        f"{row['error']:.1%} of these answers are wrong."
+    )
+
+
 def _metrics(results: dict[str, dict[str, Any]], pretraining: dict[str, Any], test_donor: str) -> dict[str, Any]:
     comparison = compare(results)
     assert comparison is not None
@@ -263,6 +290,11 @@ def _report(
             checkpoint / "confusion_matrix.png",
             "Test cells by true (rows) and predicted (columns) type.",
             "Confusion matrix with a row for each true cell type; the diagonal holds the correct cells.",
+        ),
+        ReportFigure(
+            checkpoint / "reliability.png",
+            "How often a type is right, by its probability; the larger a mark, the more test cells.",
+            "Share of correct cells over the probability of their type, near the diagonal where both agree.",
         ),
         ReportFigure(
             checkpoint / "roc_curves.png",

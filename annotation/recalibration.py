@@ -42,7 +42,7 @@ def calibrate_checkpoint(
 
     Cells that the checkpoint has seen in training are left out, and so are those whose label it does not know; the log
     says how many. Into the folder go ``calibration.json`` (see `annotation.calibration.calibrate`) and
-    ``reliability.png``. Cells of donors, or of a laboratory, that training did not have say more of new ones.
+    ``calibration.png``. Cells of donors, or of a laboratory, that training did not have say more of new ones.
 
     Parameters
     ----------
