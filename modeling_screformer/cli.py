@@ -484,6 +484,12 @@ def benchmark_calibration(context: typer.Context) -> None:
     _start("benchmarks.calibration", context.args)
 
 
+@benchmark.command("annotating", context_settings=TRAINER_COMMAND, add_help_option=False)
+def benchmark_annotating(context: typer.Context) -> None:
+    """A large file annotated: memory, kill. Example: screformer benchmark annotating --model quickstart/checkpoint"""
+    _start("benchmarks.annotating", context.args)
+
+
 @benchmark.command("gene-spaces", context_settings=TRAINER_COMMAND, add_help_option=False)
 def benchmark_gene_spaces(context: typer.Context) -> None:
     """Expressed genes beside every gene. Example: screformer benchmark gene-spaces --model quickstart/checkpoint"""
