@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from screformer.model_cards.calibration_section import calibration_limitations, confidence_paragraphs
 from screformer.model_cards.checkpoint_records import Checkpoint, Json, read_checkpoint
 from screformer.model_cards.comparison import (
     FEW_CELLS,
@@ -149,6 +150,7 @@ def evaluation_section(results: Results | None) -> str:
     ]
     paragraphs += [majority] if majority else []
     paragraphs += [_regression_note(results)] if comparison else []
+    paragraphs += confidence_paragraphs(model)
     paragraphs += ["### By cell type", _per_class_table(results)] if "per_class" in model else []
     return "\n\n".join(paragraphs)
 
@@ -216,11 +218,7 @@ def _measured_limitations(results: Results) -> Iterable[str]:
     if model.get("unknown_labels"):
         unknown = ", ".join(model["unknown_labels"])
         yield f"Labels of the test set that the model does not know, counted as errors: {unknown}."
-    if model.get("expected_calibration_error") is not None:
-        yield (
-            "Its probabilities were not calibrated: the expected calibration error on the test set is "
-            f"{model['expected_calibration_error']:.3f}."
-        )
+    yield from calibration_limitations(model)
 
 
 def versions_section(checkpoint: Checkpoint) -> str:

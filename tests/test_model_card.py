@@ -408,3 +408,17 @@ def test_a_folder_that_is_no_checkpoint_of_ours_is_refused(tmp_path: Path) -> No
     write_json(tmp_path / "config.json", {"architectures": ["BertModel"]})
     with pytest.raises(ValueError, match="architecture 'BertModel'"):
         write_model_card(tmp_path)
+
+
+def test_a_calibrated_model_says_what_its_error_rates_are_worth(checkpoint: Path, results) -> None:
+    answers = [
+        {"asked": 0.01, "threshold": None, "answered": None, "answered_in_full": None, "error": None},
+        {"asked": 0.05, "threshold": 0.8, "answered": 0.9, "answered_in_full": 0.8, "error": 0.0444},
+    ]
+    levels = [{"level": 1, "expected_calibration_error": 0.025, "before": 0.034}]
+    results["model"] |= {"answers": answers, "calibration": {"levels": levels, "temperatures": [0.8]}}
+    card = write_model_card(checkpoint, results=results).read_text(encoding="utf-8")
+    assert "| 1% | cannot be vouched for |  |" in card
+    assert "| 5% | 4.4% | 90.0% |" in card
+    assert "expected calibration error is 0.025 (without calibration 0.034)" in card
+    assert "not calibrated" not in card
