@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from screformer.configuration_screformer import ScReformerConfig
 
 FloatArray = npt.NDArray[np.floating[Any]]
+Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
 
 UNKNOWN = "unknown"
 ASKED_ERRORS = (0.01, 0.02, 0.05, 0.1)  # what evaluations show
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0
 MAX_STEPS = 100
+MIN_GROUP_CELLS = 100  # in fewer, a few wrong answers would be too large a share
 
 
 class Calibration(NamedTuple):
@@ -223,13 +225,20 @@ def _choices(tree: LabelTree, class_names: Sequence[str]) -> Iterator[_Choice]:
 
 
 def fit_calibration(
-    tree: LabelTree, class_names: Sequence[str], logits: FloatArray, labels: Sequence[str]
+    tree: LabelTree,
+    class_names: Sequence[str],
+    logits: FloatArray,
+    labels: Sequence[str],
+    *,
+    groups: Sequence[str] | npt.NDArray[np.str_] | None = None,
 ) -> Calibration:
     """Return the calibration that cells ask for which the classifier was not trained on.
 
     Temperatures minimise the loss of the choices at their level, with a weak pull towards 1 (a standard normal
     distribution of the logarithm), which decides where the cells say nothing. A threshold's error rate is
-    (errors + 1) / (answers + 1), so that few cells vouch for little.
+    (errors + 1) / (answers + 1), so that few cells vouch for little, or that of the group, of those with at least a
+    hundred cells, where most answers are wrong: were groups to come and go by chance, a new one would be worse than all
+    of k known ones once in k + 1 times (as conformal prediction has it for groups, Dunn et al. 2023).
 
     Parameters
     ----------
@@ -239,6 +248,8 @@ def fit_calibration(
         (cells, classes).
     labels
         The true label of each cell, at any level of the tree.
+    groups
+        The donor or data set of each cell, none of which the classifier has seen.
 
     Raises
     ------
@@ -251,7 +262,8 @@ def fit_calibration(
     probabilities = class_probabilities(tree, class_names, logits, temperatures)
     levels = predict_levels(tree, class_names, probabilities)
     known, wrong = _probabilities_of_errors(tree, levels.labels, levels.probabilities, labels)
-    error_rates, thresholds = _error_curve(known, wrong)
+    members = None if groups is None else np.asarray(groups)
+    error_rates, thresholds = _error_curve(known, wrong, members)
     return Calibration(temperatures, tuple(error_rates.tolist()), tuple(thresholds.tolist()))
 
 
@@ -284,7 +296,7 @@ def _fit_temperatures(
 
 def _probabilities_of_errors(
     tree: LabelTree, level_labels: Int64Array, level_probabilities: FloatArray, labels: Sequence[str]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+) -> tuple[Float64Array, Float64Array]:
     """Return, of each cell, the highest threshold at which it is answered, and at which the answer is wrong.
 
     The second is 0 where the whole path is right, see `compatible_labels`.
@@ -298,13 +310,21 @@ def _probabilities_of_errors(
 
 
 def _error_curve(
-    known: npt.NDArray[np.float64], wrong: npt.NDArray[np.float64]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    known: Float64Array, wrong: Float64Array, groups: npt.NDArray[Any] | None
+) -> tuple[Float64Array, Float64Array]:
     """Return error rates that thresholds reach, ascending, and for each the lowest of these thresholds."""
     thresholds = np.concatenate([[0.0], np.unique(np.concatenate([known, wrong[wrong > 0]]))])
-    answered = len(known) - np.searchsorted(np.sort(known), thresholds, side="left")
-    errors = len(wrong) - np.searchsorted(np.sort(wrong), np.maximum(thresholds, 1e-300), side="left")
+
+    def count(members: slice | npt.NDArray[np.bool_]) -> tuple[Float64Array, Float64Array]:
+        answered = _count_reaching(known[members], thresholds)
+        return _count_reaching(wrong[members], np.maximum(thresholds, np.finfo(float).tiny)), answered
+
+    errors, answered = count(slice(None))
     rates = (errors + 1) / (answered + 1)
+    for group in np.unique(groups) if groups is not None else []:
+        if (groups == group).sum() >= MIN_GROUP_CELLS:
+            errors, answered = count(groups == group)
+            rates = np.maximum(rates, errors / np.maximum(answered, 1))
     # A higher threshold is of use only if it errs less than every lower one.
     best = np.minimum.accumulate(np.concatenate([[np.inf], rates[:-1]]))
     kept = np.flatnonzero(rates < best)[::-1]
@@ -314,7 +334,12 @@ def _error_curve(
 
 
 def calibrate(
-    config: ScReformerConfig, logits: FloatArray, labels: Sequence[str], *, fitted_to: str
+    config: ScReformerConfig,
+    logits: FloatArray,
+    labels: Sequence[str],
+    *,
+    fitted_to: str,
+    groups: Sequence[str] | npt.NDArray[np.str_] | None = None,
 ) -> dict[str, Any]:  # Any: JSON
     """Set the configuration's `calibration` by cells the classifier was not trained on, and return the record of it.
 
@@ -329,12 +354,19 @@ def calibrate(
         Of the cells; labels at any level, all of them in the classifier's tree.
     fitted_to
         What the cells are, in words.
+    groups
+        Their donors or data sets, see `fit_calibration`.
     """
     config.calibration = None
     raw = LabelReader(config)
-    config.calibration = fit_calibration(raw.tree, raw.class_names, logits, labels).to_config()
+    config.calibration = fit_calibration(raw.tree, raw.class_names, logits, labels, groups=groups).to_config()
     described = describe_calibration(raw.tree, LabelReader(config)(logits), raw(logits), labels)
     return {"fitted_to": fitted_to, "num_cells": len(labels), **config.calibration, **described}
+
+
+def _count_reaching(values: Float64Array, thresholds: Float64Array) -> Float64Array:
+    """Return how many values are at least each threshold."""
+    return (len(values) - np.searchsorted(np.sort(values), thresholds, side="left")).astype(np.float64)
 
 
 def describe_calibration(

@@ -31,6 +31,7 @@ def calibrate_checkpoint(
     checkpoint: str | Path,
     *,
     label_column: str = "cell_type",
+    group_column: str | None = None,
     layer: str | None = None,
     gene_column: str | None = None,
     allow: Sequence[str] = (),
@@ -52,6 +53,8 @@ def calibrate_checkpoint(
         Folder of a fine-tuned classifier.
     label_column
         Column of `obs` with the labels: classes, or any label of the checkpoint's tree.
+    group_column
+        Column of `obs` with donors or data sets: the error rates then hold in each that has at least a hundred cells.
     layer, gene_column, allow, batch_size, progress, device
         As for `annotate_file`.
 
@@ -75,6 +78,7 @@ def calibrate_checkpoint(
         cells, layer=layer, gene_column=gene_column, vocabulary=tokenizer.gene_vocabulary, allow=allowed
     ) as matrix:
         labels = np.array([label or "" for label in matrix.obs_column(label_column)], dtype=np.str_)
+        groups = None if group_column is None else np.array([one or "" for one in matrix.obs_column(group_column)])
         is_known = np.isin(labels, reader.tree.labels)
         is_new = is_known & ~_is_seen(matrix, tokenizer, folder)
         _say_what_is_left_out(labels, is_known, is_new)
@@ -90,7 +94,11 @@ def calibrate_checkpoint(
         logits = np.concatenate([values for _, values in numbers.read()])
         is_new &= ~np.isnan(logits[:, 0])
         record = calibrate(
-            trained.model.config, logits[is_new], labels[is_new].tolist(), fitted_to=f"cells of {matrix.name}"
+            trained.model.config,
+            logits[is_new],
+            labels[is_new].tolist(),
+            fitted_to=f"cells of {matrix.name}",
+            groups=None if groups is None else groups[is_new],
         )
     config = read_json(folder / "config.json")
     write_json(folder / "config.json", {**config, "calibration": trained.model.config.calibration})

@@ -56,6 +56,12 @@ SOURCES = {
     "softmax": "none: the model's own probability, at least 1 - asked",
     "logistic_regression": "none: logistic regression's own probability, at least 1 - asked",
 }
+# Printed with the results: what a reader must know to judge them.
+SELECTION = (
+    "That the worst held-out group decides (see `fit_calibration`) was chosen after a look at these donors: with the "
+    "cells of all groups together, human4 had 3.4% of wrong answers where 1% was asked for, and 4.0% where 2% was. "
+    "PBMC 3k had no part in it."
+)
 FloatArray = npt.NDArray[np.floating[Any]]
 
 
@@ -111,6 +117,7 @@ def compare_calibrations(
         "device": {"machine": platform.machine(), "gpu": None},
         "versions": software_versions(),
         "command": command,
+        "selection": SELECTION,
         "sources": SOURCES,
         "asked": list(ASKED),
         "runs": [read_json(run.result) for run in runs],

@@ -87,6 +87,7 @@ def format_calibrations(results: Mapping[str, Any]) -> str:
         "Error: share of wrong answers among the answered. Within: groups whose error is at most two points above the "
         "one asked for. Where fewer errors are made than asked for, everything is answered.",
     ]
+    lines += ["", results.get("selection", "")]
     for task, sources in results["tasks"].items():
         lines += ["", f"## {task}", ""]
         seeds = len({run["seed"] for run in results["runs"] if run["task"] == task})

@@ -331,6 +331,9 @@ def calibrate(
     cells: Cells,
     model: Annotated[Path, typer.Option(help="Folder of a fine-tuned checkpoint; its configuration is changed.")],
     label_column: Annotated[str, typer.Option(help="Column of obs with the labels.")] = "cell_type",
+    group_column: Annotated[
+        str | None, typer.Option(help="Column of obs with donors: error rates then hold in each of them.")
+    ] = None,
     layer: Layer = None,
     gene_column: GeneColumn = None,
     allow: Allow = None,
@@ -350,6 +353,7 @@ def calibrate(
             cells,
             model,
             label_column=label_column,
+            group_column=group_column,
             layer=layer,
             gene_column=gene_column,
             allow=allow or (),

@@ -215,3 +215,24 @@ def test_calibration_survives_the_checkpoint(tmp_path):
     calibration = Calibration((1.5, 0.7, 1.0), (0.01, 0.05), (0.9, 0.4))
     config_of(TREE, calibration=calibration.to_config()).save_pretrained(tmp_path)
     assert Calibration.from_config(ScReformerConfig.from_pretrained(tmp_path)) == calibration
+
+
+def test_the_worst_group_decides_and_small_ones_do_not():
+    classes = ["a", "b"]
+    tree = LabelTree(dict.fromkeys(classes))
+    logits = np.tile([[2.0, -2.0]], (450, 1))
+    labels = np.array(["a"] * 450)
+    groups = np.array(["good"] * 200 + ["bad"] * 200 + ["small"] * 50)
+    labels[200:220] = "b"  # a tenth of the answers in one group
+    labels[400:425] = "b"  # half of them in a small one
+    alone, by_group = (
+        fit_calibration(tree, classes, logits, labels.tolist(), groups=given) for given in (None, groups)
+    )
+    assert alone.error_rates == (46 / 451,)
+    assert by_group.error_rates == (46 / 451,)
+    labels[400:425] = "a"
+    alone, by_group = (
+        fit_calibration(tree, classes, logits, labels.tolist(), groups=given) for given in (None, groups)
+    )
+    assert alone.error_rates == (21 / 451,)
+    assert by_group.error_rates == (0.1,)

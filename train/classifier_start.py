@@ -169,7 +169,9 @@ def _calibrate(
     is_by_group = groups is not None and len(set(groups.tolist())) > 1
     kind = "groups" if is_by_group else "folds"
     fitted_to = f"training cells, each by a regression of the other {kind}"
-    return calibrate(model.config, logits, labels[is_known].tolist(), fitted_to=fitted_to) | {"by_group": is_by_group}
+    known_groups = groups[is_known] if is_by_group and groups is not None else None
+    record = calibrate(model.config, logits, labels[is_known].tolist(), fitted_to=fitted_to, groups=known_groups)
+    return record | {"by_group": is_by_group}
 
 
 def _fit(
