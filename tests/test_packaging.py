@@ -34,6 +34,7 @@ DATA_FILES = {
     "screformer/tokenization/ATTRIBUTION.md",
     "screformer/annotation/ATTRIBUTION.md",
     "screformer/annotation/uhaf_2.2.0.csv.gz",
+    "screformer/annotation/app_page.css",
     "screformer/tokenization/genes_human.tsv.gz",
     "screformer/tokenization/pancreas_baron2016.h5ad",
     "screformer/train/pretrain-paper.yaml",
