@@ -80,10 +80,11 @@ def serve(
     check_port(host, port)
     classifier = load_classifier(model)
     with tempfile.TemporaryDirectory(prefix="screformer-app-", ignore_cleanup_errors=True) as folder:
-        os.environ.update(GRADIO_SETTINGS, GRADIO_TEMP_DIR=folder)
+        root = Path(folder).resolve()
+        os.environ.update(GRADIO_SETTINGS, GRADIO_TEMP_DIR=str(root))
         from screformer.annotation.app_page import build_page, page_css, page_theme
 
-        page = build_page(classifier, Path(folder).resolve(), max_upload_mb=max_upload_mb)
+        page = build_page(classifier, root, max_upload_mb=max_upload_mb)
         how = {"css": page_css(), "theme": page_theme(), "max_file_size": max_upload_mb * 2**20}
         try:
             with stopped_by_sigterm():

@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,8 +65,6 @@ class SessionFiles:
                     raise FileNotFoundError
                 path.replace(upload)
                 own.upload = upload
-                with suppress(OSError):  # not empty: another's upload with the same content
-                    path.parent.rmdir()
             except FileNotFoundError as error:
                 own.upload = None
                 raise FileNotFoundError(f"{path.name} is not on the server any more; choose the file again") from error

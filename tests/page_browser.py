@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 WHY_NONE = None if CHROMIUM and DRIVER else "needs chromium and chromedriver (Debian: apt-get install chromium-driver)"
+TAB = {"key": "Tab", "code": "Tab", "windowsVirtualKeyCode": 9}
+ENTER = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13, "text": "\r"}
 # Texts that are seen, and whose contrast with what is behind them is below WCAG's 4.5.
 FIND_PALE_TEXTS = r"""
 const brightness = color => color.slice(0, 3).map(value => value / 255)
@@ -84,15 +86,22 @@ def pale_texts(driver):
     return driver.execute_script(FIND_PALE_TEXTS)
 
 
-def tab_to(driver, selector, *, most=40):
-    """Press Tab until the element has the focus, and can be seen to have it; return it."""
+def press(driver, key):
+    """Press a key, wherever the focus is."""
+    for kind in ("keyDown", "keyUp"):
+        driver.execute_cdp_cmd("Input.dispatchKeyEvent", key | {"type": kind})
+
+
+def reach_and_enter(driver, selector, *, most=40):
+    """Press Tab until the element has the focus, and can be seen to have it; then Enter."""
+    wait(driver, lambda: driver.find_elements("css selector", selector), selector)
     for _ in range(most):
-        focused = driver.switch_to.active_element
-        if driver.execute_script("return arguments[0].matches(arguments[1])", focused, selector):
-            outline = driver.execute_script("return getComputedStyle(arguments[0]).outlineStyle", focused)
+        if driver.execute_script("return document.activeElement.matches(arguments[0])", selector):
+            outline = driver.execute_script("return getComputedStyle(document.activeElement).outlineStyle")
             assert outline == "solid", selector
-            return focused
-        focused.send_keys("\t")
+            press(driver, ENTER)
+            return
+        press(driver, TAB)
     raise AssertionError(f"{most} times Tab do not lead to {selector}")
 
 

@@ -39,7 +39,7 @@ def test_each_visitor_gets_their_own_upload_and_results(upload, tmp_path):
     assert files_in(tmp_path) == ["cells.h5ad", "result-two"]
     files.close("one")
     files.close("two")
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("session-*"))
 
 
 def test_newer_files_replace_older_ones(upload, tmp_path):
@@ -68,7 +68,7 @@ def test_what_is_worked_on_stays_until_the_work_is_done(upload, tmp_path):
         files.close("one")
         (folder / "result").touch()
         assert path.exists()
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("session-*"))
 
 
 def test_work_that_fails_leaves_the_upload_to_try_again(upload, tmp_path):
