@@ -81,8 +81,10 @@ def overflow(driver):
     return driver.execute_script("return document.documentElement.scrollWidth - innerWidth")
 
 
-def pale_texts(driver):
-    """Return the visible texts that are hard to read."""
+def pale_texts(driver, *, dark):
+    """Return the visible texts that are hard to read, once the page is dark or light and no colour is changing."""
+    settled = "return document.body.classList.contains('dark') === arguments[0] && !document.getAnimations().length"
+    wait(driver, lambda: driver.execute_script(settled, dark), "colours that stay")
     return driver.execute_script(FIND_PALE_TEXTS)
 
 

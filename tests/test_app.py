@@ -171,7 +171,7 @@ def test_a_visitor_goes_through_the_page_by_keyboard(page, checkpoint, cells, tm
 
         for dark in (False, True):
             set_width(driver, 1200, dark=dark)
-            assert pale_texts(driver) == []
+            assert pale_texts(driver, dark=dark) == []
         set_width(driver, 360)
 
         (tmp_path / "text.h5ad").write_text("not HDF5")
