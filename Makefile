@@ -18,6 +18,11 @@ CORPUS_ARGS ?=
 # Threads that wait asleep instead of spinning: on a busy machine spinning threads halve the speed and more.
 export OMP_WAIT_POLICY ?= PASSIVE
 PIP := $(VENV)/bin/pip --disable-pip-version-check install --quiet --constraint constraints.txt $(PIP_ARGS)
+# A browser for the test of the web page: Debian's, where it may be installed.
+APT := DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120
+BROWSER := { command -v chromium && command -v chromedriver; } >/dev/null \
+	|| { [ "$$(id -u)" = 0 ] && command -v apt-get && $(APT) update \
+	&& $(APT) install -y --no-install-recommends chromium chromium-driver; } >/dev/null 2>&1
 SOURCES := $(shell find modeling_screformer tokenization train annotation benchmarks model_cards -type f -not -name '*.pyc')
 
 .PHONY: quickstart test test-slow lint bench bench-corpus bench-gpu bench-speed clean
@@ -68,6 +73,7 @@ $(VENV)/.installed: $(VENV)/.requirements $(SOURCES)
 
 $(VENV)/.developed: $(VENV)/.installed
 	$(PIP) ".[dev]"
+	@$(BROWSER) || echo "The test of the web page needs chromium and chromedriver, and will be skipped: install them"
 	touch $@
 
 clean:

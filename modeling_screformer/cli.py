@@ -409,6 +409,35 @@ def embed(
     _run(add)
 
 
+@app.command("app")
+def web_page(
+    model: Model,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 7860,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; 0.0.0.0 lets other computers in, without a password.")
+    ] = "127.0.0.1",
+    max_upload_mb: Annotated[int, typer.Option(min=1, help="The largest file that is taken, in megabytes.")] = 2048,
+    write_space: Annotated[
+        Path | None, typer.Option(help="Write this folder for a Hugging Face Space instead of serving the page.")
+    ] = None,
+) -> None:
+    """Serve a web page that annotates an uploaded file: passport, cell types, plots, downloads; works offline.
+
+    \b
+    Example:
+      screformer app --model quickstart/checkpoint --port 7860
+      screformer app --model me/my-cell-types --write-space space
+    """
+    if write_space is not None:
+        from .annotation.app_space import write_space as write
+
+        _say(_run(lambda: write(write_space, model, max_upload_mb=max_upload_mb)))
+        return
+    from .annotation.app import serve
+
+    _run(lambda: serve(model, host=host, port=port, max_upload_mb=max_upload_mb, announce=_say))
+
+
 @benchmark.command("attention")
 def benchmark_attention(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path(

@@ -5,7 +5,18 @@ from typer.testing import CliRunner
 from screformer import __version__
 from screformer.cli import app
 
-COMMANDS = ("quickstart", "inspect", "corpus", "pretrain", "finetune", "distill", "evaluate", "annotate", "embed")
+COMMANDS = (
+    "quickstart",
+    "inspect",
+    "corpus",
+    "pretrain",
+    "finetune",
+    "distill",
+    "evaluate",
+    "annotate",
+    "embed",
+    "app",
+)
 
 
 def run(*arguments):

@@ -35,6 +35,7 @@ DATA_FILES = {
     "screformer/annotation/ATTRIBUTION.md",
     "screformer/annotation/cell_ontology_2026-03-26.tsv.gz",
     "screformer/annotation/uhaf_2.2.0.csv.gz",
+    "screformer/annotation/app_page.css",
     "screformer/tokenization/genes_human.tsv.gz",
     "screformer/tokenization/pancreas_baron2016.h5ad",
     "screformer/train/pretrain-paper.yaml",

@@ -24,7 +24,12 @@ _ID_TYPES = {
 
 def format_passport(passport: InputPassport) -> str:
     """Return the report, in lines of 110 characters."""
-    paragraphs = [
+    return "\n".join(_lay_out(name, text) for name, text in passport_paragraphs(passport))
+
+
+def passport_paragraphs(passport: InputPassport) -> list[tuple[str, str]]:
+    """Return the report as (name, text); one without a name goes on with what the last name is about."""
+    return [
         ("file", f"{passport.file} ({passport.format}): {passport.num_cells:,} cells x {passport.num_genes:,} genes"),
         *(("counts" if not at else "", _describe_evidence(one)) for at, one in enumerate(passport.evidence)),
         ("", f"all values read: 0 to {_number(passport.largest_count)}"),
@@ -34,7 +39,6 @@ def format_passport(passport: InputPassport) -> str:
         *(("note", note) for note in passport.notes),
         *_verdict_paragraphs(passport),
     ]
-    return "\n".join(_lay_out(name, text) for name, text in paragraphs)
 
 
 def _describe_evidence(one: CountEvidence) -> str:
