@@ -57,6 +57,7 @@ COMMON = {
     "disable_tqdm": True,
     "overwrite": True,
     "use_cpu": True,
+    "unknown_types": False,
 }
 # Activations fit into memory, and need not be computed twice.
 START = ["--preset", "tiny", "--gene_space", "expressed", "--config_overrides", "reversible=false"]

@@ -48,9 +48,9 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
 
 
 def num_values(folder: Path) -> int | None:
-    """Return how many numbers (weights and fixed buffers) the safetensors files hold; None without such files."""
+    """Return how many numbers (weights and fixed buffers) a model's files hold; None without safetensors."""
     total = 0
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(folder.glob("model*.safetensors")):
         with safe_open(path, framework="numpy") as file:
             names = file.keys()
             total += sum(math.prod(file.get_slice(name).get_shape()) for name in names)

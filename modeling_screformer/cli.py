@@ -505,6 +505,12 @@ def benchmark_fine_tuning(context: typer.Context) -> None:
     _start("benchmarks.fine_tuning", context.args)
 
 
+@benchmark.command("unknown-types", context_settings=TRAINER_COMMAND, add_help_option=False)
+def benchmark_unknown_types(context: typer.Context) -> None:
+    """Cells of types left out of training, found or not. Example: screformer benchmark unknown-types --workers 2"""
+    _start("benchmarks.unknown_types", context.args)
+
+
 @benchmark.command("pretraining", context_settings=TRAINER_COMMAND, add_help_option=False)
 def benchmark_pretraining(context: typer.Context) -> None:
     """Few and many labelled cells with and without it. Example: screformer benchmark pretraining --seeds 3"""

@@ -23,6 +23,10 @@ TINY_MODEL = [
     "classifier_hidden_sizes=[16, 8]",
 ]
 
+TINY_RECIPE = " ".join(
+    ["finetune-small --config_overrides", *(value.replace(" ", "") for value in TINY_MODEL), "gene_space=expressed"]
+)
+
 
 def make_tokenizer(num_bins=6):
     return ScReformerTokenizer(

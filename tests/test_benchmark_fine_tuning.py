@@ -6,7 +6,7 @@ from pathlib import Path
 import anndata
 import numpy as np
 import pytest
-from small_corpus import TINY_MODEL, make_cells, make_corpus
+from small_corpus import TINY_RECIPE, make_cells, make_corpus
 
 from screformer.benchmarks import fine_tuning, fine_tuning_runs
 from screformer.benchmarks.fine_tuning import SYSTEMS, System, compare_fine_tuning, main
@@ -23,9 +23,7 @@ def small(tmp_path: Path, monkeypatch) -> Task:
     make_corpus(tmp_path)
     task = Task("small", f"{tmp_path}/cells.h5ad", f"{tmp_path}/corpus", "cell_type", "donor", DONORS, ())
     monkeypatch.setattr(fine_tuning, "make_tasks", lambda work, cells: [task])
-    shape = " ".join(value.replace(" ", "") for value in [*TINY_MODEL, "gene_space=expressed"])
-    quick = System("quick", f"finetune-small --config_overrides {shape}")
-    monkeypatch.setitem(SYSTEMS, "small", quick)
+    monkeypatch.setitem(SYSTEMS, "small", System("quick", TINY_RECIPE))
     monkeypatch.setattr(fine_tuning_runs, "START", [])
     return task
 

@@ -83,6 +83,13 @@ def test_the_figures_of_few_cells_are_those_of_the_result_files():
     assert f"{shown(blood, ours)} and {shown(blood, theirs)}, where logistic regression is ahead in accuracy, " in text
     assert f"{shown(blood, theirs, 'accuracy')} to {shown(blood, ours, 'accuracy')}." in text
 
+    unknown = json.loads((ROOT / "benchmarks" / "results" / "unknown_types.json").read_text())
+    found, softmax = (unknown["systems"][name]["confirmed_by"]["auroc"] for name in ("detector", "classifier: softmax"))
+    gain = unknown["differences"]["detector - classifier: softmax"]["confirmed_by"]
+    low, high = gain["interval_95"]
+    assert f"its AUROC is {found:.3f}, the classifier's softmax's {softmax:.3f} " in text
+    assert f"(difference {gain['mean']:+.3f}, 95% interval {low:+.3f} to {high:+.3f})" in text
+
     results = json.loads((ROOT / "benchmarks" / "results" / "pretraining.json").read_text())
     few = {
         (cells, name): f"{facts['macro_f1']['mean']:.3f}"

@@ -348,6 +348,10 @@ class FineTuningArguments(ScReformerTrainingArguments):
         default="none",
         metadata={"help": "balanced: every cell type counts the same in the loss, however many cells it has."},
     )
+    unknown_types: bool = field(
+        default=True,
+        metadata={"help": "Fit a detector of cells of types that training lacks, and keep it beside the checkpoint."},
+    )
 
     def __post_init__(self) -> None:
         """Raise ValueError for a value that cannot be."""

@@ -114,9 +114,9 @@ def fit_component_regression(
     most = max(1, min(fewest, features.shape[1]) - 1)
     num_components = sorted({min(number, most) for number in num_components})
 
-    def projections(cells: sparse.csr_array) -> Iterator[_Projection]:
+    def projections(cells: sparse.csr_array) -> Iterator[Projection]:
         if gene_vectors is None:
-            return _component_projections(cells, num_components, seed)
+            return component_projections(cells, num_components, seed)
         return iter([_project("gene vectors", cells, gene_vectors)])
 
     held_out: dict[str, npt.NDArray[np.float32]] = {}
@@ -138,7 +138,7 @@ def fit_component_regression(
     return ComponentRegression(tuple(seen.tolist()), chosen.weights, chosen.biases, chosen.setting, search, logits)
 
 
-class _Projection(NamedTuple):
+class Projection(NamedTuple):
     """Cells in few dimensions, and the genes' weights (genes, dimensions) and center that lead there."""
 
     name: str
@@ -147,27 +147,36 @@ class _Projection(NamedTuple):
     center: FloatArray
 
 
-def _component_projections(
-    features: sparse.csr_array, num_components: Sequence[int], seed: int
-) -> Iterator[_Projection]:
+def component_projections(features: sparse.csr_array, num_components: Sequence[int], seed: int) -> Iterator[Projection]:
+    """Yield cells on so many first components each, not centred before the decomposition; scaled to equal spread after.
+
+    Parameters
+    ----------
+    features
+        (cells, genes).
+    num_components
+        Ascending, below the number of cells and of genes.
+    seed
+        Fixes the decomposition.
+    """
     with np.errstate(invalid="ignore"):  # a single cell varies by nothing, and scikit-learn divides by it
         decomposition = TruncatedSVD(num_components[-1], random_state=seed).fit(features)
     widest = _project("", features, decomposition.components_.T)
     for number in num_components:
         parts = widest.cells[:, :number], widest.gene_weights[:, :number], widest.center[:number]
-        yield _Projection(f"{number} components", *parts)
+        yield Projection(f"{number} components", *parts)
 
 
-def _project(name: str, features: sparse.csr_array, gene_vectors: FloatArray) -> _Projection:
+def _project(name: str, features: sparse.csr_array, gene_vectors: FloatArray) -> Projection:
     """Return the sums of gene vectors, centred and scaled to equal spread; what does not vary is 0."""
     sums = features @ gene_vectors
     center, spread = sums.mean(axis=0), sums.std(axis=0)
     scale = np.where(spread > 1e-9, 1 / np.maximum(spread, 1e-9), 0.0)
-    return _Projection(name, (sums - center) * scale, gene_vectors * scale, center * scale)
+    return Projection(name, (sums - center) * scale, gene_vectors * scale, center * scale)
 
 
 def _fits(
-    projections: Iterable[_Projection], class_ids: Int64Array, inverse_strengths: Sequence[float]
+    projections: Iterable[Projection], class_ids: Int64Array, inverse_strengths: Sequence[float]
 ) -> Iterator[_Fit]:
     """Yield a fit for each setting, from few components and a strong penalty to many and a weak one."""
     present = np.unique(class_ids)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from screformer.annotation.unknown_types import write_unknown_types
 from screformer.modeling_screformer import ScReformerForCellClassification
 from screformer.tokenization.corpus import Corpus, open_corpus
 from screformer.train.argument_parser import parse_arguments
@@ -62,8 +63,9 @@ def finetune(
     selects the best epoch and decides when to stop; with a `validation_fraction` of 0 all cells train and the last
     epoch is kept. The test cells are not touched here: see
     `screformer.train.evaluate`. Labels are those of the training part; validation cells with another label are left
-    out, with a logged warning. A run that was interrupted in `training.output_dir` is resumed; a finished one is
-    returned as it is.
+    out, with a logged warning. Beside the checkpoint lies a detector of cells of other types, fitted to the training
+    cells before the training starts (`screformer.annotation.unknown_types`). A run that was interrupted in
+    `training.output_dir` is resumed; a finished one is returned as it is.
 
     The classifier is calibrated (see `annotation.calibration`) by validation cells; where these are not whole groups,
     and it starts as a regression that was cross-validated over groups, by what that said of the groups it had not seen.
@@ -105,6 +107,8 @@ def finetune(
     started = start_classifier(model, classifier, corpus, cells, seed=training.seed)
     batch = fit_training_batch_size(training, model, longest=longest_cell(CellDataset(corpus)))
     model = choose_trainable(model, model_arguments, training)
+    if training.unknown_types and training.process_index == 0:
+        write_unknown_types(str(training.output_dir), corpus, cells, label_names, seed=training.seed)
     trainer = _make_trainer(model, corpus, cells, data, training, targets)
     trainer.calibration = _kept_calibration(started.pop("calibration", None), cells, data)
     return train_and_save(

@@ -15,6 +15,7 @@ import torch
 from transformers import EarlyStoppingCallback, enable_full_determinism, set_seed
 from transformers.trainer_utils import IntervalStrategy
 
+from screformer.annotation.unknown_types import UNKNOWN_TYPES_FILE
 from screformer.tokenization.corpus import Corpus
 from screformer.train.arguments import ScReformerTrainingArguments
 from screformer.train.cell_trainer import CellTrainer
@@ -231,6 +232,6 @@ def _remove_run(folder: Path) -> None:
     remove_broken_checkpoints(folder)
     shutil.rmtree(folder / ADAPTER_FOLDER, ignore_errors=True)
     results = (METRICS_FILE, HISTORY_FILE, CURVES_FILE, BY_BIN_FIGURE, *RESOURCE_FILES, *SEEN_FILES)
-    for name in (RECORD_FILE, *results, "model.safetensors"):
+    for name in (RECORD_FILE, *results, UNKNOWN_TYPES_FILE, "model.safetensors"):
         (folder / name).unlink(missing_ok=True)
     remove_event_files(folder)
