@@ -104,6 +104,7 @@ def annotate_file(
     batch_size: BatchSize = 32,
     gene_space: GeneSpace | None = None,
     max_error: float | None = None,
+    unknown_below: float | None = None,
     cluster_column: str | None = None,
     embeddings: bool = False,
     key: str = "screformer",
@@ -119,7 +120,9 @@ def annotate_file(
       not sure enough the type above it in the model's label tree, and in the end "unknown".
     - ``obs["{key}_probability"]``: its probability, float32; of an unknown cell that of the likeliest first label.
     - ``obs["{key}_abstained"]``: whether the cell is unknown, or has no label because it has no counts on known genes.
-    - With `max_error` also ``obs["{key}_best_guess"]``: the most probable type whether sure or not.
+    - With `max_error` or `unknown_below` also ``obs["{key}_best_guess"]``: the most probable type whether sure or not.
+    - ``obs["{key}_unknown_p"]``, of a checkpoint that can tell: the share of cells of known types that look at least as
+      strange (see `annotation.unknown_types`); near 0 for types that the model does not know.
     - ``obs["{key}_ontology_term_id"]``: the answer's id in the Cell Ontology, where it is certain; no column if that is
       so of no label.
     - Of a model with a label tree, ``obs["{key}_level_1"]`` and so on: the label at each level, from the top down the
@@ -156,6 +159,8 @@ def annotate_file(
     max_error
         Share of the answers that may be wrong, such as 0.05; None answers every cell. On cells like those that the
         checkpoint was calibrated on (see `annotation.calibration`) no more of the answers are wrong.
+    unknown_below
+        Cells whose ``unknown_p`` is lower are called unknown: about as large a share of cells of known types is so too.
     cluster_column
         Column of `obs` with a clustering: adds ``obs["{key}_cluster_vote"]``, the label that at least half of a
         cluster's cells have (of those with an answer; at the deepest level of the tree where one has), else "unknown",
@@ -185,7 +190,7 @@ def annotate_file(
     check_key(key)
     annotator = CellAnnotator(
         load_classifier(model, device=device or processes.device),
-        AnnotationOptions(batch_size, gene_space, max_error, cluster_column, embeddings),
+        AnnotationOptions(batch_size, gene_space, max_error, cluster_column, embeddings, unknown_below),
         key=key,
     )
     vocabulary = annotator.trained.tokenizer.gene_vocabulary
@@ -237,6 +242,7 @@ def annotate(
     batch_size: BatchSize = 32,
     gene_space: GeneSpace | None = None,
     max_error: float | None = None,
+    unknown_below: float | None = None,
     cluster_column: str | None = None,
     embeddings: bool = False,
     key_added: str = "screformer",
@@ -252,7 +258,9 @@ def annotate(
     ----------
     adata
         Cells with raw counts in `X`, a layer or `raw`.
-    model, layer, gene_column, allow, batch_size, gene_space, max_error, cluster_column, embeddings, progress, device
+    model, layer, gene_column, allow, batch_size, gene_space, max_error, unknown_below, cluster_column, embeddings
+        As for `annotate_file`.
+    progress, device
         As for `annotate_file`.
     key_added
         What the new names begin with; what the object has of these names is replaced.
@@ -271,16 +279,17 @@ def annotate(
 
     Examples
     --------
-    >>> import anndata, screformer.annotation  # doctest: +SKIP
-    >>> adata = anndata.read_h5ad("cells.h5ad")  # doctest: +SKIP
-    >>> screformer.annotation.annotate(adata, "quickstart/checkpoint", max_error=0.05)  # doctest: +SKIP
-    >>> adata.obs["screformer_cell_type"].value_counts()  # doctest: +SKIP
+    .. code-block:: python
+
+        adata = anndata.read_h5ad("cells.h5ad")
+        screformer.annotation.annotate(adata, "quickstart/checkpoint", max_error=0.05)
+        adata.obs["screformer_cell_type"].value_counts()
     """
     allowed = check_allowed(allow)
     check_key(key_added)
     annotator = CellAnnotator(
         load_classifier(model, device=device),
-        AnnotationOptions(batch_size, gene_space, max_error, cluster_column, embeddings),
+        AnnotationOptions(batch_size, gene_space, max_error, cluster_column, embeddings, unknown_below),
         key=key_added,
     )
     tokenizer = annotator.trained.tokenizer

@@ -15,13 +15,14 @@ from screformer.annotation.calibration import UNKNOWN, LabelReader
 from screformer.annotation.cell_numbers import CellNumbers
 from screformer.annotation.cell_ontology import ontology_ids
 from screformer.annotation.cell_source import CellSource
+from screformer.annotation.classifier_measure import ClassifierMeasure
 from screformer.annotation.cluster_vote import cluster_vote_columns
 from screformer.annotation.trained_model import TrainedModel
+from screformer.annotation.unknown_types import UnknownTypeDetector
 from screformer.modeling_screformer import ScReformerForCellClassification
 from screformer.tokenization.count_matrix import CountMatrix
 from screformer.train.batch_size import BatchSize
 from screformer.train.collator import GeneSpace
-from screformer.train.inference import BatchInference
 
 NO_LABEL = -1
 MAJORITY = 0.5  # of a cluster's votes
@@ -36,6 +37,7 @@ class AnnotationOptions(NamedTuple):
     max_error: float | None = None
     cluster_column: str | None = None
     embeddings: bool = False
+    unknown_below: float | None = None
 
 
 class NewNames(NamedTuple):
@@ -46,6 +48,7 @@ class NewNames(NamedTuple):
     abstained: str
     probabilities: str
     best_guess: str | None = None
+    unknown_p: str | None = None
     ontology_term_id: str | None = None
     embedding: str | None = None
     levels: tuple[tuple[str, str], ...] = ()
@@ -55,7 +58,7 @@ class NewNames(NamedTuple):
     def obs(self) -> list[str]:
         """The columns of `obs`."""
         first = [self.cell_type, self.probability, self.abstained]
-        some = [name for name in (self.best_guess, self.ontology_term_id) if name]
+        some = [name for name in (self.best_guess, self.unknown_p, self.ontology_term_id) if name]
         return [*first, *some, *(name for pair in self.levels for name in pair), *self.cluster_vote]
 
     @property
@@ -79,6 +82,8 @@ class FoundCells(NamedTuple):
         (cells, levels): labels where the answer ends its end, probabilities of the likeliest path.
     is_empty
         (cells,): no counts on known genes.
+    unknown_p
+        (cells,): how many known cells look as strange; NaN where nobody asked.
     """
 
     answers: Int64Array
@@ -88,6 +93,7 @@ class FoundCells(NamedTuple):
     level_labels: Int64Array
     level_probabilities: FloatArray
     is_empty: npt.NDArray[np.bool_]
+    unknown_p: FloatArray
 
     @property
     def num_empty(self) -> int:
@@ -106,6 +112,19 @@ class FoundCells(NamedTuple):
         return float(self.probabilities[is_answered].mean()) if is_answered.any() else float("nan")
 
 
+def _check_unknown_below(unknown_below: float, detector: UnknownTypeDetector | None, name: str) -> None:
+    if not 0 < unknown_below < 1:
+        raise ValueError(
+            f"unknown_below got {unknown_below:g}; it must be a share between 0 and 1, such as 0.01: that of known "
+            "cells that may be called unknown"
+        )
+    if detector is None:
+        raise ValueError(
+            f"unknown_below={unknown_below:g}: {name} has no detector of unknown types. Fine-tune it again: "
+            "screformer finetune fits one"
+        )
+
+
 class CellAnnotator:
     """A classifier with the options of an annotation.
 
@@ -121,7 +140,7 @@ class CellAnnotator:
     Attributes
     ----------
     measure
-        Gives logits, and embeddings if they were asked for.
+        Gives logits, how strange a cell looks if the checkpoint can tell, and embeddings if they were asked for.
     reader
         Reads the logits.
     names
@@ -130,7 +149,8 @@ class CellAnnotator:
     Raises
     ------
     ValueError
-        An option is out of its range, or the classifier is not calibrated and `max_error` needs it.
+        An option is out of its range, the classifier is not calibrated and `max_error` needs it, or it has no detector
+        and `unknown_below` needs one.
     """
 
     def __init__(
@@ -138,11 +158,15 @@ class CellAnnotator:
     ) -> None:
         self.trained, self.options, self.key = trained, options, key
         self.reader = LabelReader(trained.model.config, max_error=options.max_error)
-        self.measure = BatchInference(
+        detector = UnknownTypeDetector.from_pretrained(trained.name)
+        if options.unknown_below is not None:
+            _check_unknown_below(options.unknown_below, detector, trained.name)
+        self.measure = ClassifierMeasure(
             trained.model,
-            ["logits", "cell_embedding"] if options.embeddings else ["logits"],
             batch_size=options.batch_size,
             gene_space=options.gene_space,
+            embeddings=options.embeddings,
+            detector=detector,
         )
         num_levels = self.reader.tree.num_levels if self.reader.has_levels else 0
         self._term_ids = ontology_ids(self.reader.tree.labels)
@@ -151,7 +175,8 @@ class CellAnnotator:
             f"{key}_probability",
             f"{key}_abstained",
             f"{key}_probabilities",
-            None if options.max_error is None else f"{key}_best_guess",
+            None if options.max_error is None and options.unknown_below is None else f"{key}_best_guess",
+            None if detector is None else f"{key}_unknown_p",
             f"{key}_ontology_term_id" if any(self._term_ids) else None,
             f"X_{key}" if options.embeddings else None,
             tuple((f"{key}_level_{level}", f"{key}_level_{level}_probability") for level in range(1, 1 + num_levels)),
@@ -173,7 +198,7 @@ class CellAnnotator:
             "task": "annotate",
             "model": self.trained.describe(),
             "gene_space": self.measure.gene_space,
-            "outputs": self.measure.outputs,
+            "parts": {name: [part.start, part.stop] for name, part in self.measure.parts.items()},
             "input": source.describe_input(),
             "state": source.state,
         }
@@ -189,10 +214,16 @@ class CellAnnotator:
             level_labels=np.full(shape, NO_LABEL),
             level_probabilities=np.full(shape, np.nan, dtype=np.float32),
             is_empty=np.zeros(shape[0], dtype=bool),
+            unknown_p=np.full(shape[0], np.nan, dtype=np.float32),
         )
+        parts = self.measure.parts
         for cells, values in numbers.read():
-            given = self.reader(values[:, : self._num_classes])
+            given = self.reader(values[:, parts["logits"]])
             is_empty = np.isnan(values[:, 0])
+            if "unknown_p" in parts:
+                found.unknown_p[cells] = values[:, parts["unknown_p"]][:, 0]
+            if self.options.unknown_below is not None:
+                given.depth[found.unknown_p[cells] < self.options.unknown_below] = 0
             answers = given.answers()
             levels = np.arange(1, shape[1] + 1)
             found.is_empty[cells] = is_empty
@@ -204,10 +235,6 @@ class CellAnnotator:
             found.level_labels[cells] = np.where(levels <= given.depth[:, None], given.level_labels, answers[:, None])
             found.level_probabilities[cells] = given.level_probabilities
         return found
-
-    @property
-    def _num_classes(self) -> int:
-        return len(self.reader.class_names)
 
     def elements(
         self, found: FoundCells, numbers: CellNumbers, matrix: CountMatrix, source: CellSource
@@ -224,6 +251,8 @@ class CellAnnotator:
         for level, (label_name, probability_name) in enumerate(names.levels):
             obs[label_name] = self._categories(found.level_labels[:, level], found.is_empty)
             obs[probability_name] = found.level_probabilities[:, level]
+        if names.unknown_p is not None:
+            obs[names.unknown_p] = found.unknown_p
         if names.ontology_term_id is not None:
             obs[names.ontology_term_id] = self._terms(found.answers)
         if self.options.cluster_column is not None:
@@ -236,14 +265,14 @@ class CellAnnotator:
             )
         obsm = {names.probabilities: [f"probability_{name}" for name in self.reader.class_names]}
         if names.embedding is not None:
-            width = numbers.width - self._num_classes
-            obsm[names.embedding] = [f"embedding_{number}" for number in range(width)]
+            part = self.measure.parts["embeddings"]
+            obsm[names.embedding] = [f"embedding_{number}" for number in range(part.stop - part.start)]
 
         def blocks() -> Iterator[tuple[slice, Mapping[str, FloatArray]]]:
             for cells, values in numbers.read():
-                given = {names.probabilities: self.reader(values[:, : self._num_classes]).probabilities}
+                given = {names.probabilities: self.reader(values[:, self.measure.parts["logits"]]).probabilities}
                 if names.embedding is not None:
-                    given[names.embedding] = values[:, self._num_classes :]
+                    given[names.embedding] = values[:, self.measure.parts["embeddings"]]
                 yield cells, given
 
         return AddedElements(obs, obsm, {self.key: self._record(found, source)}, blocks)
@@ -258,6 +287,7 @@ class CellAnnotator:
                 "is_calibrated": config.calibration is not None,
                 "max_error": self.options.max_error,
                 "threshold": None if self.options.max_error is None else self.reader.threshold,
+                "unknown_below": self.options.unknown_below,
                 "input": source.describe_input(),
                 "num_empty_cells": found.num_empty,
                 "num_abstained": found.num_abstained,

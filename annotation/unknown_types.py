@@ -275,9 +275,15 @@ def fit_unknown_types(
 
 
 def write_unknown_types(
-    folder: str | Path, corpus: Corpus, cells: LabelledCells, labels: Sequence[str], *, seed: int
+    folder: str | Path,
+    corpus: Corpus,
+    cells: LabelledCells,
+    labels: Sequence[str],
+    *,
+    seed: int,
+    is_resumed: bool = False,
 ) -> None:
-    """Fit a detector to the training cells, at most some thousand of them, and write it, unless it is there already.
+    """Fit a detector to the training cells, at most some thousand of them, and write it.
 
     Too few cells are no error: a logged warning says so, and there is no detector.
 
@@ -291,9 +297,12 @@ def write_unknown_types(
         The classifier's classes; training cells with another label of a tree are left out.
     seed
         Fixes which cells are taken of many, and the fit.
+    is_resumed
+        Whether to keep what an earlier part of the same run has written.
     """
-    if (Path(folder) / UNKNOWN_TYPES_FILE).exists():
+    if is_resumed and (Path(folder) / UNKNOWN_TYPES_FILE).exists():
         return
+    (Path(folder) / UNKNOWN_TYPES_FILE).unlink(missing_ok=True)
     train = cells.split.train[np.isin(cells.labels[cells.split.train], list(labels))]
     if len(train) > MAX_CELLS:
         drawn = np.random.default_rng(seed).permutation(train)[:MAX_CELLS]

@@ -283,6 +283,10 @@ def annotate(
     batch_size: BatchSize = "32",
     gene_space: Space = None,
     max_error: MaxError = None,
+    unknown_below: Annotated[
+        float | None,
+        typer.Option(help="Call cells unknown that look stranger than all but this share of known ones, as 0.01."),
+    ] = None,
     cluster_column: Annotated[
         str | None, typer.Option(help="Column of obs with a clustering: adds the vote of each cluster's cells.")
     ] = None,
@@ -316,6 +320,7 @@ def annotate(
             batch_size=read_batch_size(batch_size),
             gene_space=gene_space,
             max_error=max_error,
+            unknown_below=unknown_below,
             cluster_column=cluster_column,
             embeddings=embeddings,
             key=key,

@@ -1,6 +1,7 @@
 """Annotating and embedding cells of every format, into every kind of output, and AnnData objects."""
 
 import json
+import shutil
 import warnings
 
 import anndata
@@ -10,15 +11,17 @@ import pytest
 import torch
 from format_writers import write_loom, write_mmwrite_folder, write_tenx_h5
 from scipy import sparse
-from small_corpus import make_cells, make_tokenizer
+from small_corpus import make_cells, make_corpus, make_tokenizer
 from test_formats import WRITERS
 
 from screformer import ScReformerConfig
 from screformer.annotation import annotate, annotate_file, embed_file, load_classifier
 from screformer.annotation import cell_source as cell_source_module
 from screformer.annotation.calibration import Calibration
+from screformer.annotation.unknown_types import UnknownTypeDetector, fit_unknown_types
 from screformer.modeling_screformer import ScReformerForCellClassification
-from screformer.tokenization import open_count_matrix
+from screformer.tokenization import open_corpus, open_count_matrix
+from screformer.train.expression_levels import read_levels
 
 QUIET = {"progress": False}
 COLUMNS = ["screformer_cell_type", "screformer_probability", "screformer_abstained"]
@@ -260,3 +263,38 @@ def test_labels_that_the_cell_ontology_knows_have_their_ids(cells, checkpoint):
     assert set(obs["screformer_cell_type"]) & {"T cell", "B cells"}
     trained.model.config.id2label = {0: "alpha", 1: "beta", 2: "mystery"}
     assert "screformer_ontology_term_id" not in annotate(cells, trained, copy=True, **QUIET).obs
+
+
+def test_cells_of_unknown_types_are_called_so_where_asked(cells, checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "model")
+    with pytest.raises(
+        ValueError, match=r"unknown_below=0.05: .* has no detector of unknown types"
+    ):
+        annotate(cells, tmp_path / "model", unknown_below=0.05, **QUIET)
+    corpus = open_corpus(make_corpus(tmp_path, cells=make_cells(300)))
+    rows = np.arange(300)
+    levels = read_levels(corpus, rows, 40, 6)
+    labels = np.array(corpus.dataset["cell_type"])
+    fit_unknown_types(levels, labels, num_bins=6, seed=0).save(tmp_path / "model")
+    cells.X = sparse.csr_matrix(np.vstack([cells.X.toarray()[:40], cells.X.toarray()[:8, ::-1]]))  # eight strange ones
+    with pytest.raises(ValueError, match="unknown_below got 2; it must be a share"):
+        annotate(cells, tmp_path / "model", unknown_below=2, **QUIET)
+    plain = annotate(cells, tmp_path / "model", copy=True, **QUIET)
+    assert not plain.obs["screformer_abstained"].any()
+    p_values = plain.obs["screformer_unknown_p"].to_numpy()
+    expected = UnknownTypeDetector.from_pretrained(tmp_path / "model").score(
+        [{"input_ids": row["input_ids"], "gene_ids": row["gene_ids"]} for row in tokens_of(cells)]
+    )
+    np.testing.assert_allclose(p_values, expected)
+    assert p_values[40:].max() < 0.05 < np.median(p_values[:40])
+    asked = annotate(cells, tmp_path / "model", unknown_below=0.05, copy=True, **QUIET).obs
+    np.testing.assert_array_equal(asked["screformer_cell_type"] == "unknown", p_values < 0.05)
+    np.testing.assert_array_equal(asked["screformer_best_guess"], plain.obs["screformer_cell_type"])
+    assert (asked.loc[asked["screformer_abstained"], "screformer_level_1"] == "unknown").all()
+
+
+def tokens_of(cells):
+    batch = make_tokenizer()(cells, gene_space="expressed")
+    for ids, genes, mask in zip(batch["input_ids"], batch["gene_ids"], batch["attention_mask"], strict=True):
+        kept = np.asarray(mask, dtype=bool)
+        yield {"input_ids": np.asarray(ids)[kept], "gene_ids": np.asarray(genes)[kept]}

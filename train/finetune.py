@@ -108,7 +108,8 @@ def finetune(
     batch = fit_training_batch_size(training, model, longest=longest_cell(CellDataset(corpus)))
     model = choose_trainable(model, model_arguments, training)
     if training.unknown_types and training.process_index == 0:
-        write_unknown_types(str(training.output_dir), corpus, cells, label_names, seed=training.seed)
+        folder, is_resumed = str(training.output_dir), begun is not None
+        write_unknown_types(folder, corpus, cells, label_names, seed=training.seed, is_resumed=is_resumed)
     trainer = _make_trainer(model, corpus, cells, data, training, targets)
     trainer.calibration = _kept_calibration(started.pop("calibration", None), cells, data)
     return train_and_save(

@@ -18,6 +18,7 @@ from transformers.trainer_utils import IntervalStrategy
 from screformer.annotation.unknown_types import UNKNOWN_TYPES_FILE
 from screformer.tokenization.corpus import Corpus
 from screformer.train.arguments import ScReformerTrainingArguments
+from screformer.train.calibration_report import CALIBRATION_FIGURE, CALIBRATION_FILE
 from screformer.train.cell_trainer import CellTrainer
 from screformer.train.checkpoints import (
     last_whole_checkpoint,
@@ -232,6 +233,7 @@ def _remove_run(folder: Path) -> None:
     remove_broken_checkpoints(folder)
     shutil.rmtree(folder / ADAPTER_FOLDER, ignore_errors=True)
     results = (METRICS_FILE, HISTORY_FILE, CURVES_FILE, BY_BIN_FIGURE, *RESOURCE_FILES, *SEEN_FILES)
-    for name in (RECORD_FILE, *results, UNKNOWN_TYPES_FILE, "model.safetensors"):
+    of_classifiers = (UNKNOWN_TYPES_FILE, CALIBRATION_FILE, CALIBRATION_FIGURE)
+    for name in (RECORD_FILE, *results, *of_classifiers, "model.safetensors"):
         (folder / name).unlink(missing_ok=True)
     remove_event_files(folder)
