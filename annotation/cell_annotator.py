@@ -307,8 +307,8 @@ class CellAnnotator:
 
     def _terms(self, labels: Int64Array) -> pd.Categorical:
         """Return the Cell Ontology's ids of labels, missing where there is none for certain."""
-        terms = np.array([*self._term_ids, ""], dtype=object)[labels]
-        return pd.Categorical(np.where(terms == "", None, terms))
+        terms = np.array([*(term or None for term in self._term_ids), None], dtype=object)
+        return pd.Categorical(terms[labels])
 
     def count_labels(self, found: FoundCells) -> dict[str, int]:
         """Return label -> cells, the most frequent first, without those of no cell."""

@@ -136,7 +136,7 @@ class CellSource:
             The model gives NaN or infinity for a cell; or the batch size is ``"auto"`` and not even one cell fits.
         """
         processes = processes or Processes()
-        mine = set(range(processes.index, numbers.num_blocks, processes.count))
+        mine = set(range(processes.rank, numbers.num_blocks, processes.num_processes))
         missing = sorted(mine - numbers.done())
         sizes = {number: numbers.rows(number).stop - numbers.rows(number).start for number in mine}
         total, found = sum(sizes.values()), sum(size for number, size in sizes.items() if number not in missing)

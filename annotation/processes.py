@@ -9,18 +9,18 @@ from typing import NamedTuple
 class Processes(NamedTuple):
     """Which of how many processes this one is, and the device that is its own (None: whichever there is)."""
 
-    index: int = 0
-    count: int = 1
+    rank: int = 0
+    num_processes: int = 1
     device: str | None = None
 
     @property
     def is_main(self) -> bool:
         """Whether it is the first, which writes."""
-        return self.index == 0
+        return self.rank == 0
 
     def wait(self) -> None:
         """Wait until all processes are here."""
-        if self.count > 1:
+        if self.num_processes > 1:
             from accelerate import PartialState
 
             PartialState().wait_for_everyone()

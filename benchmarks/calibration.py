@@ -165,9 +165,13 @@ def _judge(config: ScReformerConfig, logits: FloatArray, labels: list[str]) -> d
     rows = []
     for asked in ASKED:
         # Without a calibration the threshold depends on what is asked for.
-        each = copy.deepcopy(config)
-        if not each.calibration["thresholds"]:
-            each.calibration |= {"error_rates": [asked], "thresholds": [1 - asked]}
+        fitted = Calibration.from_config(config)
+        assert fitted is not None
+        each = (
+            config
+            if fitted.thresholds
+            else _with(config, fitted._replace(error_rates=(asked,), thresholds=(1 - asked,)))
+        )
         rows += realised_errors(each, logits, labels, [asked])
     return {
         "expected_calibration_error": level["expected_calibration_error"],

@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,13 @@ from screformer.model_cards.markdown import table
 from screformer.modeling_screformer import ScReformerForCellClassification
 from screformer.tokenization.count_matrix import open_count_matrix
 from screformer.tokenization.example_cells import example_cells_path
+from screformer.train.collator import GeneSpace
 from screformer.train.figures import plot_bars
-from screformer.train.inference import BatchInference
+from screformer.train.inference import BatchInference, OutputName
 from screformer.train.result_files import software_versions, write_json
 
 logger = logging.getLogger("screformer.benchmarks.gene_spaces")
-SPACES = ("expressed", "full")
+SPACES: tuple[GeneSpace, ...] = ("expressed", "full")
 WANTED_RATIO = 6.0
 FloatArray = npt.NDArray[np.float32]
 
@@ -69,12 +70,12 @@ def compare_gene_spaces(
         raise ValueError(f"num_cells got {num_cells}; at least a batch, {batch_size}, is needed")
     trained = load_classifier(model)
     rows = _draw_cells(trained, cells, num_cells, seed)
-    outputs = ["logits", "cell_embedding"]
+    outputs: list[OutputName] = ["logits", "cell_embedding"]
     inferences = {
         space: BatchInference(trained.model, outputs, batch_size=batch_size, gene_space=space) for space in SPACES
     }
-    seconds: dict[str, float] = dict.fromkeys(SPACES, 0.0)
-    found: dict[str, list[FloatArray]] = {space: [] for space in SPACES}
+    seconds = dict.fromkeys(SPACES, 0.0)
+    found: dict[GeneSpace, list[FloatArray]] = {space: [] for space in SPACES}
     for space in SPACES:  # what only the first batch does is nobody's time
         inferences[space](rows[:batch_size])
     for first in range(0, len(rows), batch_size):
@@ -110,7 +111,7 @@ def _draw_cells(
 
 
 def _differences(
-    trained: TrainedModel[ScReformerForCellClassification], values: dict[str, FloatArray]
+    trained: TrainedModel[ScReformerForCellClassification], values: Mapping[GeneSpace, FloatArray]
 ) -> dict[str, float]:
     reader = LabelReader(trained.model.config)
     num_classes = len(reader.class_names)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from screformer.model_cards.checkpoint_records import Json
 from screformer.model_cards.markdown import table
 
 
-def confidence_paragraphs(model: Json) -> list[str]:
+def confidence_paragraphs(model: Mapping[str, Any]) -> list[str]:
     """Return what asking for an error rate gave on the test cells; nothing of a model that is not calibrated."""
     answers = model.get("answers")
     if not answers:
@@ -26,7 +26,7 @@ def confidence_paragraphs(model: Json) -> list[str]:
     ]
 
 
-def calibration_limitations(model: Json) -> Iterable[str]:
+def calibration_limitations(model: Mapping[str, Any]) -> Iterable[str]:
     """Give a sentence on the calibration error, if it was measured."""
     error = model.get("expected_calibration_error")
     if error is None:

@@ -267,9 +267,7 @@ def test_labels_that_the_cell_ontology_knows_have_their_ids(cells, checkpoint):
 
 def test_cells_of_unknown_types_are_called_so_where_asked(cells, checkpoint, tmp_path):
     shutil.copytree(checkpoint, tmp_path / "model")
-    with pytest.raises(
-        ValueError, match=r"unknown_below=0.05: .* has no detector of unknown types"
-    ):
+    with pytest.raises(ValueError, match=r"unknown_below=0.05: .* has no detector of unknown types"):
         annotate(cells, tmp_path / "model", unknown_below=0.05, **QUIET)
     corpus = open_corpus(make_corpus(tmp_path, cells=make_cells(300)))
     rows = np.arange(300)

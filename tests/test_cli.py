@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import anndata
 import pytest
 from typer.testing import CliRunner
@@ -101,3 +104,10 @@ def test_quickstart_does_not_touch_a_folder_of_something_else(tmp_path):
         assert result.exit_code == 1
         assert "holds files that are no quickstart's" in result.output
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_the_package_can_be_run_as_a_module_which_launchers_do():
+    result = subprocess.run(
+        [sys.executable, "-m", "screformer", "--version"], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.startswith("screformer ")

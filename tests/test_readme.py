@@ -32,7 +32,7 @@ def folder(small_quickstart, tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")  # without a GPU, by default
 def test_the_three_doors_run(folder):
     doors = blocks("python")
-    assert len(doors) == 3
+    assert len(doors) == 4
     for code in doors:
         exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
     assert (folder / "my_model" / "model.safetensors").exists()
