@@ -5,22 +5,16 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from screformer.annotation.added_elements import (
-    add_to_anndata,
-    check_key,
-    check_names_free,
-    check_output,
-    write_elements,
-)
+from screformer.annotation.added_elements import AddedElements, add_to_anndata, check_key
 from screformer.annotation.cell_annotator import AnnotationOptions, CellAnnotator, NewNames
-from screformer.annotation.cell_numbers import FOLDER_SUFFIX, NumbersInFiles, NumbersInMemory
+from screformer.annotation.cell_numbers import NumbersInMemory
 from screformer.annotation.cell_source import CellSource, warn_of_empty_cells
+from screformer.annotation.measured_file import FileToMeasure, MeasuredFile, NewElements, measure_and_write
 from screformer.annotation.processes import find_processes
 from screformer.annotation.trained_model import TrainedModel, load_classifier
 from screformer.modeling_screformer import ScReformerForCellClassification
@@ -186,47 +180,46 @@ def annotate_file(
         taken; an option is out of its range. Nothing is left of the output then.
     """
     begin, processes = time.monotonic(), find_processes()
-    allowed, target = check_allowed(allow), check_output(cells, output, overwrite=overwrite)
+    options = {"layer": layer, "gene_column": gene_column, "key": key, "progress": progress}
+    file = FileToMeasure.check(cells, output, allow=allow, overwrite=overwrite, **options)
     check_key(key)
     annotator = CellAnnotator(
         load_classifier(model, device=device or processes.device),
         AnnotationOptions(batch_size, gene_space, max_error, cluster_column, embeddings, unknown_below),
         key=key,
     )
-    vocabulary = annotator.trained.tokenizer.gene_vocabulary
-    with open_count_matrix(cells, layer=layer, gene_column=gene_column, vocabulary=vocabulary, allow=allowed) as matrix:
-        names = annotator.names
-        check_names_free(matrix, target, key, obs=names.obs, obsm=names.obsm, uns=[key], overwrite=overwrite)
-        annotator.check_clusters(matrix)
-        source = CellSource(matrix, annotator.trained.tokenizer, allow=allowed, progress=progress and processes.is_main)
-        numbers = NumbersInFiles(
-            target.with_name(target.name + FOLDER_SUFFIX),
-            annotator.facts(source),
-            num_cells=source.num_cells,
-            width=annotator.measure.width,
-            cells_per_block=source.cells_per_block(annotator.measure),
-            is_main=processes.is_main,
-        )
-        processes.wait()
-        with numbers.kept_until_written() if processes.is_main else nullcontext():
-            source.measure(annotator.measure, numbers, task="annotate", processes=processes)
-            processes.wait()
-            found = annotator.read(numbers)
-            if processes.is_main:
-                write_elements(matrix, target, annotator.elements(found, numbers, matrix, source))
-        processes.wait()
+    found = None
+
+    def elements(measured: MeasuredFile) -> AddedElements:
+        nonlocal found
+        found = annotator.read(measured.numbers)
+        return annotator.elements(found, measured.numbers, measured.matrix, measured.source)
+
+    names = annotator.names
+    measured = measure_and_write(
+        file,
+        annotator.trained.tokenizer,
+        annotator.measure,
+        NewElements(names.obs, names.obsm, [key]),
+        task="annotate",
+        facts=annotator.facts(),
+        elements=elements,
+        processes=processes,
+        check=annotator.check_clusters,
+    )
+    assert found is not None
     if processes.is_main:
-        warn_of_empty_cells(found.num_empty, source.num_cells, consequence=NO_CONSEQUENCE)
+        warn_of_empty_cells(found.num_empty, measured.source.num_cells, consequence=NO_CONSEQUENCE)
     return AnnotationSummary(
-        output=target,
-        num_cells=source.num_cells,
+        output=file.output,
+        num_cells=measured.source.num_cells,
         num_empty_cells=found.num_empty,
         num_abstained=found.num_abstained,
         label_counts=annotator.count_labels(found),
         mean_probability=found.mean_probability,
-        gene_coverage=source.passport.gene_coverage,
-        count_source=matrix.count_source,
-        gene_source=matrix.gene_source,
+        gene_coverage=measured.source.passport.gene_coverage,
+        count_source=measured.matrix.count_source,
+        gene_source=measured.matrix.gene_source,
         names=names,
         seconds=time.monotonic() - begin,
     )

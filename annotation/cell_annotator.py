@@ -192,15 +192,12 @@ class CellAnnotator:
                 "first, for example with scanpy.tl.leiden"
             )
 
-    def facts(self, source: CellSource) -> dict[str, Any]:  # Any: JSON
-        """Return what the measured numbers depend on."""
+    def facts(self) -> dict[str, Any]:  # Any: JSON
+        """Return what the measured numbers depend on, besides the cells."""
         return {
-            "task": "annotate",
             "model": self.trained.describe(),
             "gene_space": self.measure.gene_space,
             "parts": {name: [part.start, part.stop] for name, part in self.measure.parts.items()},
-            "input": source.describe_input(),
-            "state": source.state,
         }
 
     def read(self, numbers: CellNumbers) -> FoundCells:

@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from screformer.annotation.added_elements import (
-    AddedElements,
-    FloatArray,
-    check_key,
-    check_names_free,
-    check_output,
-    write_elements,
-)
+from screformer.annotation.added_elements import AddedElements, FloatArray, check_key
 from screformer.annotation.annotated_copy import dated
-from screformer.annotation.cell_numbers import FOLDER_SUFFIX, CellNumbers, NumbersInFiles
-from screformer.annotation.cell_source import CellSource, warn_of_empty_cells
+from screformer.annotation.cell_numbers import CellNumbers
+from screformer.annotation.cell_source import warn_of_empty_cells
+from screformer.annotation.measured_file import FileToMeasure, MeasuredFile, NewElements, measure_and_write
 from screformer.annotation.processes import find_processes
 from screformer.annotation.trained_model import TrainedModel, load_encoder
 from screformer.modeling_screformer import ScReformerModel
-from screformer.tokenization.count_matrix import open_count_matrix
-from screformer.tokenization.passport_problems import check_allowed
 from screformer.train.batch_size import BatchSize
 from screformer.train.collator import GeneSpace
 from screformer.train.inference import BatchInference
@@ -95,7 +86,7 @@ def embed_file(
     As h5ad, with everything else that the file held, and new in it:
 
     - ``obsm["X_{key}"]``: the encoder's ``cell_embedding``, float32 (cells, hidden_size), for example for
-      ``scanpy.pp.neighbors(adata, use_rep="X_screformer")``.
+      ``scanpy.pp.neighbors(adata, use_rep="X_screformer")`` (which takes no NaN: leave empty cells out).
     - ``uns["{key}_embedding"]``: the model, the `input`'s passport, versions and date.
 
     As .csv, .tsv or .parquet: a table of the vectors, and the record beside it as JSON.
@@ -126,45 +117,43 @@ def embed_file(
         out of its range. Nothing is left of the output then.
     """
     processes = find_processes()
-    allowed, target = check_allowed(allow), check_output(cells, output, overwrite=overwrite)
+    options = {"layer": layer, "gene_column": gene_column, "key": key, "progress": progress}
+    file = FileToMeasure.check(cells, output, allow=allow, overwrite=overwrite, **options)
     check_key(key)
     name, record_name = f"X_{key}", f"{key}_embedding"
     trained = load_encoder(model, device=device or processes.device)
     inference = BatchInference(trained.model, "cell_embedding", batch_size=batch_size, gene_space=gene_space)
-    vocabulary = trained.tokenizer.gene_vocabulary
-    with open_count_matrix(cells, layer=layer, gene_column=gene_column, vocabulary=vocabulary, allow=allowed) as matrix:
-        check_names_free(matrix, target, key, obsm=[name], uns=[record_name], overwrite=overwrite)
-        source = CellSource(matrix, trained.tokenizer, allow=allowed, progress=progress and processes.is_main)
-        record = {"model": trained.describe(), "gene_space": inference.gene_space, "input": source.describe_input()}
-        numbers = NumbersInFiles(
-            target.with_name(target.name + FOLDER_SUFFIX),
-            {"task": "embed", **record, "state": source.state},
-            num_cells=source.num_cells,
-            width=inference.width,
-            cells_per_block=source.cells_per_block(inference),
-            is_main=processes.is_main,
-        )
-        processes.wait()
-        with numbers.kept_until_written() if processes.is_main else nullcontext():
-            source.measure(inference, numbers, task="embed", processes=processes)
-            processes.wait()
-            num_empty = sum(int(np.isnan(values[:, 0]).sum()) for _, values in numbers.read())
-            if processes.is_main:
-                columns = [f"embedding_{number}" for number in range(inference.width)]
-                records = {record_name: dated({**record, "num_empty_cells": num_empty})}
-                blocks = partial(_named_blocks, numbers, name)
-                write_elements(matrix, target, AddedElements({}, {name: columns}, records, blocks))
-        processes.wait()
+    facts = {"model": trained.describe(), "gene_space": inference.gene_space}
+    num_empty = 0
+
+    def elements(measured: MeasuredFile) -> AddedElements:
+        nonlocal num_empty
+        num_empty = sum(int(np.isnan(values[:, 0]).sum()) for _, values in measured.numbers.read())
+        columns = [f"embedding_{number}" for number in range(inference.width)]
+        record = {**facts, "input": measured.source.describe_input(), "num_empty_cells": num_empty}
+        blocks = partial(_named_blocks, measured.numbers, name)
+        return AddedElements({}, {name: columns}, {record_name: dated(record)}, blocks)
+
+    measured = measure_and_write(
+        file,
+        trained.tokenizer,
+        inference,
+        NewElements([], [name], [record_name]),
+        task="embed",
+        facts=facts,
+        elements=elements,
+        processes=processes,
+    )
     if processes.is_main:
-        warn_of_empty_cells(num_empty, source.num_cells, consequence="their vectors are NaN")
+        warn_of_empty_cells(num_empty, measured.source.num_cells, consequence="their vectors are NaN")
     return EmbeddingSummary(
-        output=target,
-        num_cells=source.num_cells,
+        output=file.output,
+        num_cells=measured.source.num_cells,
         num_empty_cells=num_empty,
         hidden_size=inference.width,
-        gene_coverage=source.passport.gene_coverage,
-        count_source=matrix.count_source,
-        gene_source=matrix.gene_source,
+        gene_coverage=measured.source.passport.gene_coverage,
+        count_source=measured.matrix.count_source,
+        gene_source=measured.matrix.gene_source,
         embedding_name=name,
     )
 

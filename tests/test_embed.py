@@ -134,7 +134,16 @@ def test_refuses_the_input_as_output_and_options_out_of_range(cells, save_checkp
 
 
 def test_public_names_are_found_when_asked_for():
-    assert dir(screformer.annotation) == ["AnnotationSummary", "EmbeddingSummary", "annotate_file", "embed_file"]
+    assert {"AnnotationSummary", "annotate", "annotate_file", "embed_file"} <= set(dir(screformer.annotation))
+    assert all(callable(getattr(screformer.annotation, name)) for name in dir(screformer.annotation))
     assert screformer.annotation.EmbeddingSummary.__module__ == "screformer.annotation.embed"
     with pytest.raises(AttributeError, match=r"module 'screformer.annotation' has no attribute 'nothing'"):
         _ = screformer.annotation.nothing
+
+
+def test_annotate_is_a_function_and_a_module_of_the_same_name():
+    from screformer.annotation import annotate
+
+    assert annotate is screformer.annotation.annotate
+    with pytest.raises(ValueError, match="key: the beginning of the new names"):
+        screformer.annotation.annotate(None, "nowhere", key_added="a/b")
