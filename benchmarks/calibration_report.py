@@ -33,7 +33,7 @@ def summarize_calibrations(results: Mapping[str, Any]) -> dict[str, Any]:
     ``expected_calibration_error``; ``error_of_all``, where every cell is answered; and ``answers``, a row for each
     error rate: ``asked``, ``error`` and ``answered`` (means), ``worst_error`` with its ``worst_group`` (means over
     seeds), and ``groups_within``: in how many of ``num_groups`` the error is no more than two points above the one
-    asked for. ``num_without``: groups whose calibration cannot vouch for that rate; they are in none of the means.
+    asked for. ``num_without``: groups without an answer at that rate; they are in no mean of errors.
     """
     summary: dict[str, Any] = {}
     for task in sorted({run["task"] for run in results["runs"]}):
@@ -60,6 +60,7 @@ def _answers(runs: Runs, source: str, asked: Sequence[float]) -> Iterator[dict[s
             row = run["sources"][source]["answers"][number]
             if row["error"] is not None:
                 errors.setdefault(run["group"], []).append(row["error"])
+            if row["answered"] is not None:
                 answered.append(row["answered"])
         means = {group: float(np.mean(values)) for group, values in errors.items()}
         worst = max(means, key=means.__getitem__, default=None)
@@ -97,9 +98,9 @@ def format_calibrations(results: Mapping[str, Any]) -> str:
             [
                 results["sources"][source] if not number else "",
                 f"{row['asked']:.0%}",
-                _percent(row["error"]),
+                _percent(row["error"], "no answers" if row["answered"] == 0 else "cannot vouch"),
                 "" if row["worst_group"] is None else f"{_percent(row['worst_error'])} ({row['worst_group']})",
-                _percent(row["answered"]),
+                _percent(row["answered"], ""),
                 f"{row['groups_within']} of {row['num_groups']}",
             ]
             for source, one in sources.items()
@@ -114,8 +115,8 @@ def format_calibrations(results: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _percent(share: float | None) -> str:
-    return "cannot vouch" if share is None else f"{share:.1%}"
+def _percent(share: float | None, otherwise: str = "") -> str:
+    return otherwise if share is None else f"{share:.1%}"
 
 
 def plot_asked_errors(results: Mapping[str, Any], path: Path) -> None:

@@ -83,6 +83,18 @@ def test_the_figures_of_few_cells_are_those_of_the_result_files():
     assert f"{shown(blood, ours)} and {shown(blood, theirs)}, where logistic regression is ahead in accuracy, " in text
     assert f"{shown(blood, theirs, 'accuracy')} to {shown(blood, ours, 'accuracy')}." in text
 
+    answers = json.loads((ROOT / "benchmarks" / "results" / "calibration.json").read_text())["tasks"]["pancreas"]
+    rows = {row["asked"]: row for row in answers["held_out_groups"]["answers"]}
+    for name, form in (("error", ".1%"), ("worst_error", ".1%"), ("answered", ".0%")):
+        first, second, third = (f"{rows[asked][name]:{form}}" for asked in (0.01, 0.02, 0.05))
+        assert f"{first}, {second} and {third} of the " in text or f"{first}, {second} and {third} on the worst" in text
+    annotating = json.loads((ROOT / "benchmarks" / "results" / "annotating.json").read_text())
+    assert f"take {annotating['beside_model_gigabytes']:.2f} GB beside the model" in text
+    spaces = json.loads((ROOT / "benchmarks" / "results" / "gene_spaces.json").read_text())
+    assert f"alone give {spaces['ratio']:.1f} times the cells a second of every gene" in text
+    assert f"{spaces['label_agreement']:.0%} of {spaces['num_cells']} cells get the same label, " in text
+    assert f"drift by {spaces['embedding_drift']:.0%} (cosine {spaces['embedding_cosine']:.2f})" in text
+
     unknown = json.loads((ROOT / "benchmarks" / "results" / "unknown_types.json").read_text())
     found, softmax = (unknown["systems"][name]["confirmed_by"]["auroc"] for name in ("detector", "classifier: softmax"))
     gain = unknown["differences"]["detector - classifier: softmax"]["confirmed_by"]
