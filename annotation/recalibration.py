@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from screformer.annotation.calibration import LabelReader, calibrate
+from screformer.annotation.calibration import LabelReader
+from screformer.annotation.calibration_fit import calibrate
 from screformer.annotation.cell_numbers import NumbersInMemory
 from screformer.annotation.cell_source import CellSource
 from screformer.annotation.trained_model import load_classifier
@@ -42,7 +43,7 @@ def calibrate_checkpoint(
     """Fit a checkpoint's calibration to labelled cells, put it into its configuration, and return the record of it.
 
     Cells that the checkpoint has seen in training are left out, and so are those whose label it does not know; the log
-    says how many. Into the folder go ``calibration.json`` (see `annotation.calibration.calibrate`) and
+    says how many. Into the folder go ``calibration.json`` (see `annotation.calibration_fit.calibrate`) and
     ``calibration.png``. Cells of donors, or of a laboratory, that training did not have say more of new ones.
 
     Parameters

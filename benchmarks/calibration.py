@@ -27,13 +27,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from screformer.annotation.calibration import (
-    Calibration,
-    LabelReader,
-    calibrate,
-    describe_calibration,
-    realised_errors,
-)
+from screformer.annotation.calibration import Calibration, LabelReader
+from screformer.annotation.calibration_fit import calibrate, describe_calibration, realised_errors
 from screformer.benchmarks.calibration_report import write_calibration_results
 from screformer.benchmarks.fine_tuning_runs import Run, System, fine_tune, without_folders
 from screformer.benchmarks.fine_tuning_tasks import Task, fit_regressions, make_tasks

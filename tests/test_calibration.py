@@ -5,10 +5,8 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 
 from screformer import ScReformerConfig
-from screformer.annotation.calibration import (
-    Calibration,
-    LabelReader,
-    class_probabilities,
+from screformer.annotation.calibration import Calibration, LabelReader, class_probabilities
+from screformer.annotation.calibration_fit import (
     compatible_labels,
     describe_calibration,
     fit_calibration,

@@ -16,7 +16,7 @@ MAX_MARKER_AREA = 160.0
 
 
 def write_calibration(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write what `annotation.calibration.calibrate` returned as ``calibration.json``, and draw ``calibration.png``."""
+    """Write the record of `annotation.calibration_fit.calibrate` as JSON, and draw ``calibration.png``."""
     write_json(folder / CALIBRATION_FILE, record)
     plot_reliability(record["levels"], folder / CALIBRATION_FIGURE, title=f"Calibration on {record['fitted_to']}")
 
@@ -29,7 +29,7 @@ def plot_reliability(
     Parameters
     ----------
     levels
-        Rows of `annotation.calibration.describe_calibration`.
+        Rows of `annotation.calibration_fit.describe_calibration`.
     path
         PNG file to write.
     title

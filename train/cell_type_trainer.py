@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from screformer.annotation.calibration import calibrate
+from screformer.annotation.calibration_fit import calibrate
 from screformer.train.calibration_report import write_calibration
 from screformer.train.cell_trainer import CellTrainer
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from scipy import sparse
 
-from screformer.annotation.calibration import calibrate
+from screformer.annotation.calibration_fit import calibrate
 from screformer.benchmarks.simple_baselines import fit_logistic_regression
 from screformer.configuration_screformer import CLASSIFIER_PATHS
 from screformer.modeling_screformer import ScReformerForCellClassification

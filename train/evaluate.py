@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from screformer.annotation.calibration import LabelReader, describe_calibration, realised_errors
+from screformer.annotation.calibration import LabelReader
+from screformer.annotation.calibration_fit import describe_calibration, realised_errors
 from screformer.configuration_screformer import ScReformerConfig
 from screformer.modeling_screformer import ScReformerForCellClassification
 from screformer.tokenization.corpus import Corpus, open_corpus
