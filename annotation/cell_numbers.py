@@ -137,7 +137,11 @@ class NumbersInFiles(CellNumbers):
             logger.info("%s is of other cells, another model or other options: starting anew", self.folder)
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / FACTS_FILE, {"key": self._key})
+        try:
+            write_json(self.folder / FACTS_FILE, {"key": self._key})
+        except BaseException:
+            self.remove()
+            raise
 
     def done(self) -> set[int]:
         """Return the numbers of the blocks that are there."""

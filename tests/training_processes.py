@@ -71,6 +71,7 @@ def read_run(folder):
     folder = Path(folder)
     history, metrics = (json.loads((folder / name).read_text()) for name in ("log_history.json", "metrics.json"))
     metrics.pop("training_seconds")
+    metrics.pop("validation_calibrated_on", None)  # words
     # One level deep, as pytest.approx wants it.
     for row in metrics.pop("held_out_by_bin", []):
         metrics |= {f"bin {row['bin']} {name}": value for name, value in row.items() if value is not None}

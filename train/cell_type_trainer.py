@@ -60,4 +60,7 @@ class CellTypeTrainer(CellTrainer):
             return {}
         if self.is_world_process_zero():
             write_calibration(folder, record)
-        return {"temperatures": record["temperatures"], "calibrated_on": record["fitted_to"]}
+        temperatures = {
+            f"temperature_of_level_{level}": value for level, value in enumerate(record["temperatures"], start=1)
+        }
+        return {**temperatures, "calibrated_on": record["fitted_to"]}
