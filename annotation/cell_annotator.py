@@ -158,7 +158,7 @@ class CellAnnotator:
     ) -> None:
         self.trained, self.options, self.key = trained, options, key
         self.reader = LabelReader(trained.model.config, max_error=options.max_error)
-        detector = UnknownTypeDetector.from_pretrained(trained.name)
+        detector = trained.detector
         if options.unknown_below is not None:
             _check_unknown_below(options.unknown_below, detector, trained.name)
         self.measure = ClassifierMeasure(

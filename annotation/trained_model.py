@@ -8,6 +8,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 
+from screformer.annotation.unknown_types import UnknownTypeDetector
 from screformer.configuration_screformer import ScReformerConfig
 from screformer.modeling_screformer import ScReformerForCellClassification, ScReformerModel
 from screformer.tokenization.tokenization_screformer import ScReformerTokenizer
@@ -19,11 +20,15 @@ Model = TypeVar("Model", ScReformerModel, ScReformerForCellClassification)
 
 
 class TrainedModel(NamedTuple, Generic[Model]):
-    """A model ready to predict, its tokenizer (which keeps empty cells), and the name it was asked for by."""
+    """A model ready to predict, its tokenizer (which keeps empty cells), and the name it was asked for by.
+
+    A classifier has its detector of unknown types too, if the checkpoint has one.
+    """
 
     model: Model
     tokenizer: ScReformerTokenizer
     name: str
+    detector: UnknownTypeDetector | None = None
 
     def describe(self) -> dict[str, Any]:  # Any: JSON
         """Return what identifies the model, for the record; None where it is not known."""
@@ -66,7 +71,7 @@ def load_classifier(
             f"model: {loaded.name} does not choose one of several cell types (num_labels={config.num_labels}, "
             f"problem_type={config.problem_type!r}); fine-tune a classifier with `screformer finetune`"
         )
-    return loaded
+    return loaded._replace(detector=UnknownTypeDetector.from_pretrained(loaded.name))
 
 
 def load_encoder(

@@ -1,0 +1,137 @@
+"""The comparison's rules: folds, split files, what is measured, and ours as one of the systems."""
+
+import json
+
+import numpy as np
+import pytest
+from small_corpus import TINY_MODEL, make_cells, make_tokenizer
+
+from screformer.benchmarks.cell_type_systems import NamedCells, check_genes, need
+from screformer.benchmarks.protocol import (
+    make_folds,
+    read_labelled_data,
+    read_split_file,
+    run_system,
+    score_named_cells,
+    write_split_file,
+)
+from screformer.benchmarks.system_ours import ScReformerSystem
+
+
+class Nearest:
+    """Names a cell like the training type whose mean is nearest."""
+
+    title = "nearest mean"
+
+    def __init__(self):
+        self.fitted = 0
+
+    def fit(self, adata, labels, *, groups=None, seed=0):
+        self.fitted += 1
+        self.genes, self.groups, self.names = list(adata.var_names), groups, list(adata.obs_names)
+        self.classes = tuple(sorted(set(labels)))
+        rows = np.log1p(adata.X.toarray())
+        self.means = np.stack([rows[np.array(labels) == label].mean(axis=0) for label in self.classes])
+
+    def predict(self, adata):
+        check_genes(self.genes, adata)
+        distances = np.stack(
+            [np.linalg.norm(np.log1p(adata.X.toarray()) - mean, axis=1) for mean in self.means], axis=1
+        )
+        labels = [self.classes[place] for place in distances.argmin(axis=1)]
+        return NamedCells(labels, -distances.astype(np.float32), self.classes)
+
+
+@pytest.fixture
+def data(tmp_path):
+    make_cells(120, types=["alpha", "beta", "duct"]).write_h5ad(tmp_path / "cells.h5ad")
+    return read_labelled_data(tmp_path / "cells.h5ad", group_column="donor")
+
+
+def test_rare_and_excluded_and_unmapped_labels_are_left_out(tmp_path):
+    adata = make_cells(60, types=["alpha", "beta", "duct"])
+    adata.obs.loc[adata.obs_names[:3], "cell_type"] = "rare"
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    found = read_labelled_data(tmp_path / "cells.h5ad", exclude_labels=["duct"])
+    assert set(found.labels.tolist()) == {"alpha", "beta"}
+    assert found.groups is None
+    np.testing.assert_array_equal(found.adata.X.toarray(), adata[found.adata.obs_names].X.toarray())
+    mapped = read_labelled_data(
+        tmp_path / "cells.h5ad", label_map={"alpha": "islet", "beta": "islet", "duct": "exocrine"}
+    )
+    assert sorted(set(mapped.labels.tolist())) == ["exocrine", "islet"]
+    with pytest.raises(ValueError, match="at least two with 50 cells are needed"):
+        read_labelled_data(tmp_path / "cells.h5ad", min_cells=50)
+
+
+@pytest.mark.parametrize(("kind", "number"), [("random", 1), ("five_fold", 5), ("leave_one_group_out", 4)])
+def test_folds_come_back_from_their_file(kind, number, data, tmp_path):
+    folds = make_folds(data, kind, seed=7)
+    assert len(folds) == number
+    for fold in folds:
+        assert sorted(np.concatenate(fold.cells).tolist()) == list(range(120))
+    write_split_file(tmp_path / "split.json", data, folds, kind=kind, seed=7)
+    again = read_split_file(tmp_path / "split.json", data)
+    for fold, other in zip(folds, again, strict=True):
+        assert fold.name == other.name
+        for part, same in zip(fold.cells, other.cells, strict=True):
+            np.testing.assert_array_equal(part, same)
+    stored = json.loads((tmp_path / "split.json").read_text())
+    assert (stored["kind"], stored["seed"]) == (kind, 7)
+    fewer = data._replace(adata=data.adata[:100].copy(), labels=data.labels[:100], groups=data.groups[:100])
+    with pytest.raises(ValueError, match=r"split.json is of other cells than cells: of 'cells'"):
+        read_split_file(tmp_path / "split.json", fewer)
+
+
+def test_folds_that_cannot_be_are_refused(data):
+    with pytest.raises(ValueError, match="kind got 'some'; it must be one of random, five_fold, leave_one_group_out"):
+        make_folds(data, "some")
+    with pytest.raises(ValueError, match="needs group_column"):
+        make_folds(data._replace(groups=None), "leave_one_group_out")
+
+
+def test_a_system_sees_the_training_cells_alone_and_is_not_run_twice(data, tmp_path):
+    fold = make_folds(data, "leave_one_group_out")[1]
+    system = Nearest()
+    record = run_system(system, "nearest", data, fold, seed=3, work=tmp_path / "runs")
+    assert set(system.groups) == {"human1", "human3", "human4"}
+    assert len(system.names) == record["num_cells"]["train"] == 90
+    assert record["accuracy"] == 1
+    assert record["macro_auc"] == 1
+    assert record["peak_bytes"] >= 0
+    assert record["fit_seconds"] >= 0
+    again = run_system(system, "nearest", data, fold, seed=3, work=tmp_path / "runs")
+    assert system.fitted == 1
+    assert again == json.loads((tmp_path / "runs" / "cells-human2-nearest-3.json").read_text())
+
+
+def test_cells_without_a_label_and_wrong_ones_are_errors():
+    scores = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]], dtype=np.float32)
+    found = score_named_cells(NamedCells(["a", "", "b", "a"], scores, ("a", "b")), ["a", "a", "b", "c"])
+    assert found["accuracy"] == 0.5
+    assert found["rejected"] == 0.25
+    assert found["f1"] == {"a": 0.5, "b": 1.0, "c": 0.0}
+    assert found["label_names"] == ["(none)", "a", "b", "c"]
+    assert np.sum(found["confusion_matrix"]) == 4
+    assert found["macro_auc"] == 1.0
+    assert score_named_cells(NamedCells(["a", "b"], None, ()), ["a", "b"])["macro_auc"] is None
+    with pytest.raises(ValueError, match="truth has 2 labels for 1 cells"):
+        score_named_cells(NamedCells(["a"], None, ()), ["a", "b"])
+
+
+def test_a_missing_package_is_named_with_the_remedy():
+    need("numpy")
+    with pytest.raises(ImportError, match="no-such-package is not installed: pip install no-such-package, or make"):
+        need("no-such-package", "no_such_package")
+
+
+def test_ours_is_a_system_too(data, tmp_path):
+    shape = " ".join(value.replace(" ", "") for value in [*TINY_MODEL, "gene_space=expressed"])
+    system = ScReformerSystem(f"finetune-small --use_cpu --config_overrides {shape}", tokenizer=make_tokenizer())
+    with pytest.raises(ValueError, match="fit\\(\\) comes before predict"):
+        system.predict(data.adata)
+    record = run_system(system, "ours", data, make_folds(data, "random")[0], seed=0, work=tmp_path)
+    assert record["accuracy"] > 0.9
+    assert record["macro_auc"] > 0.95
+    with pytest.raises(ValueError, match="genes that are not the 40 of fit"):
+        system.predict(data.adata[:, :39].copy())
