@@ -19,7 +19,7 @@ CORPUS_ARGS ?=
 export OMP_WAIT_POLICY ?= PASSIVE
 PIP := $(VENV)/bin/pip --disable-pip-version-check install --quiet --constraint constraints.txt $(PIP_ARGS)
 # A browser for the test of the web page: Debian's, where it may be installed.
-APT := DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120
+APT := env DEBIAN_FRONTEND=noninteractive timeout 300 apt-get -qq -o DPkg::Lock::Timeout=120
 BROWSER := { command -v chromium && command -v chromedriver; } >/dev/null \
 	|| { [ "$$(id -u)" = 0 ] && command -v apt-get && $(APT) update \
 	&& $(APT) install -y --no-install-recommends chromium chromium-driver; } >/dev/null 2>&1
