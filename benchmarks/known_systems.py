@@ -1,0 +1,20 @@
+"""Every rival by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from screformer.benchmarks.cell_type_systems import CellTypeSystem
+from screformer.benchmarks.systems_simple import (
+    LinearSVCSystem,
+    LogisticRegressionSystem,
+    MajorityClass,
+    NearestNeighbors,
+)
+
+SYSTEMS: dict[str, Callable[[], CellTypeSystem]] = {
+    "majority_class": MajorityClass,
+    "logistic_regression": LogisticRegressionSystem,
+    "linear_svc": LinearSVCSystem,
+    "knn": NearestNeighbors,
+}
