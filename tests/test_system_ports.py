@@ -4,6 +4,7 @@ import pytest
 from scipy import sparse
 from scipy.stats import false_discovery_control, mannwhitneyu
 
+from screformer.benchmarks.system_sccatch import Marker, ScCatch, cluster_markers, exceeds, read_markers, type_scores
 from screformer.benchmarks.system_scpred import (
     ScPred,
     fit_platt,
@@ -123,3 +124,58 @@ def test_variable_genes_are_those_that_vary_more_than_their_mean_explains():
     assert most_variable_genes(counts, 4).tolist() == uneven
     with pytest.raises(ValueError, match="no gene that varies"):
         most_variable_genes(sparse.csr_array(np.ones((5, 4))), 2)
+
+
+def test_sccatch_names_new_cells_by_training_markers_or_by_a_table(tmp_path):
+    rows = [f"Human,Gut,Normal,T{i},G{i * 5 + k},{k}" for i in range(3) for k in range(5)]
+    path = tmp_path / "markers.csv"
+    path.write_text("\n".join(["species,tissue,cancer,celltype,gene,pmid", *rows]))
+    to_label = {f"T{i}": label for i, label in enumerate(LABELS[:2])}
+    adata, labels = made_up_cells(4)
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    for system in (ScCatch(), ScCatch(markers=path, tissues=["Gut"], label_of_type=to_label)):
+        with pytest.raises(ValueError, match="fit\\(\\) comes before"):
+            system.predict(adata)
+        system.fit(*made_up_cells(3))
+        named = system.predict(adata)
+        known = [label if label != "delta" or "training" in system.title else "" for label in labels]
+        assert np.mean(np.array(named.labels) == known) > 0.9
+        assert named.scores is None
+        assert system.predict(adata).labels == named.labels
+        with pytest.raises(ValueError, match="subset it"):
+            system.predict(adata[:, ::-1])
+    np.testing.assert_array_equal(before, np.random.get_state()[1])  # noqa: NPY002
+
+
+def test_sccatch_refuses_tables_without_columns_or_rows(tmp_path):
+    path = tmp_path / "markers.csv"
+    path.write_text("gene,celltype\nA,B\n")
+    with pytest.raises(ValueError, match="give a csv file with"):
+        read_markers(path)
+    path.write_text("species,tissue,cancer,celltype,gene,pmid\nHuman,Gut,Normal,T,A,1\n")
+    assert read_markers(path) == [Marker("T", "A", "1")]
+    with pytest.raises(ValueError, match="name others"):
+        read_markers(path, tissues=["Heart"])
+
+
+def test_type_score_counts_rows_and_papers():
+    markers = [Marker("a", "X", "1"), Marker("a", "Y", "1"), Marker("a", "X", "2"), Marker("b", "Z", "1")]
+    assert type_scores(markers, {"X", "Y"}) == {"a": pytest.approx((3 / 4 * 2 / 3) ** 0.5)}
+
+
+def test_cluster_markers_are_those_of_a_slow_loop():
+    adata, labels = made_up_cells()
+    features, ids = sparse.csr_array(np.log1p(adata.X.toarray())), np.unique(labels, return_inverse=True)[1]
+    dense = features.toarray()
+    for cluster, found in enumerate(cluster_markers(features, ids)):
+        ours, expected = dense[ids == cluster], []
+        for gene in range(40):
+            rest = [dense[ids == other, gene] for other in range(3) if other != cluster]
+            if (ours[:, gene] > 0).mean() >= 0.25 and all(
+                ours[:, gene].mean() - r.mean() >= 0.25
+                and mannwhitneyu(ours[:, gene], r, alternative="greater", method="asymptotic").pvalue < 0.05
+                for r in rest
+            ):
+                expected.append(gene)
+        assert sorted(found) == expected
+    assert exceeds(dense[:30, :5], dense[30:, :5]).all()
