@@ -1,0 +1,181 @@
+import anndata
+import numpy as np
+import pytest
+from scipy import sparse
+from scipy.stats import false_discovery_control, mannwhitneyu
+
+from screformer.benchmarks.system_sccatch import Marker, ScCatch, cluster_markers, exceeds, read_markers, type_scores
+from screformer.benchmarks.system_scpred import (
+    ScPred,
+    fit_platt,
+    informative_components,
+    most_variable_genes,
+    sigma_of_distances,
+)
+
+LABELS = ["alpha", "beta", "delta"]
+
+
+def made_up_cells(seed: int = 3) -> tuple[anndata.AnnData, list[str]]:
+    """90 cells of three types, each with five genes of its own among 40."""
+    generator = np.random.default_rng(seed)
+    labels = np.repeat(LABELS, 30)
+    rates = np.ones((90, 40))
+    for index, label in enumerate(LABELS):
+        rates[np.ix_(labels == label, np.arange(index * 5, index * 5 + 5))] = 9
+    adata = anndata.AnnData(sparse.csr_matrix(generator.poisson(rates).astype(np.float32)))
+    adata.var_names = [f"G{gene}" for gene in range(40)]
+    return adata, labels.tolist()
+
+
+def test_scpred_names_new_cells_of_types_with_their_own_genes():
+    system = ScPred(max_p_value=0.05)  # of 40 genes nearly all components are noise
+    system.fit(*made_up_cells(3))
+    adata, labels = made_up_cells(4)
+    named = system.predict(adata)
+    assert np.mean(np.array(named.labels) == labels) > 0.95
+    assert named.classes == tuple(LABELS)
+    assert named.scores.shape == (90, 3)
+    assert ((named.scores >= 0) & (named.scores <= 1)).all()
+
+
+def test_scpred_is_inductive_repeatable_and_leaves_global_generators_alone():
+    adata, labels = made_up_cells()
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    first, second = ScPred(), ScPred()
+    first.fit(adata, labels, seed=5)
+    second.fit(adata, labels, seed=5)
+    scores = first.predict(adata).scores
+    np.testing.assert_array_equal(scores, second.predict(adata).scores)
+    np.testing.assert_allclose(first.predict(adata[:7]).scores, scores[:7], rtol=1e-5)
+    np.testing.assert_array_equal(before, np.random.get_state()[1])  # noqa: NPY002
+
+
+def test_scpred_rejects_only_if_asked_and_says_how_many():
+    adata, labels = made_up_cells()
+    systems = ScPred(), ScPred(is_rejecting=True)
+    mixed = adata.copy()
+    mixed.X = sparse.csr_matrix(np.ones(adata.shape, dtype=np.float32))
+    for system in systems:
+        system.fit(adata, labels)
+        assert system.rejection_rate is None
+    plain, rejecting = (system.predict(mixed) for system in systems)
+    rejected = plain.scores.max(axis=1) <= 0.55
+    assert "" not in plain.labels
+    assert [label == "" for label in rejecting.labels] == rejected.tolist()
+    assert systems[0].rejection_rate == systems[1].rejection_rate == rejected.mean()
+
+
+def test_scpred_refuses_other_genes_too_few_cells_and_predict_before_fit():
+    adata, labels = made_up_cells()
+    system = ScPred()
+    with pytest.raises(ValueError, match="fit\\(\\) comes before"):
+        system.predict(adata)
+    with pytest.raises(ValueError, match="one entry a cell"):
+        system.fit(adata, labels[1:])
+    with pytest.raises(ValueError, match="at least two labels"):
+        system.fit(adata, ["alpha"] * 90)
+    with pytest.raises(ValueError, match="leave them out"):
+        system.fit(adata, ["rare", *labels[1:]])
+    system.fit(adata, labels)
+    with pytest.raises(ValueError, match="subset it"):
+        system.predict(adata[:, ::-1])
+    with pytest.raises(ValueError, match="max_p_value"):
+        ScPred(max_p_value=0)
+
+
+def test_components_are_those_of_wilcoxon_with_benjamini_hochberg():
+    generator = np.random.default_rng(0)
+    components, is_label = generator.normal(size=(60, 12)), np.arange(60) < 20
+    components[is_label, :3] += 1
+    p_values = [mannwhitneyu(c[is_label], c[~is_label], method="asymptotic").pvalue for c in components.T]
+    order = np.argsort(p_values)
+    adjusted = np.empty(12)
+    for rank, column in enumerate(order):  # by hand: the lowest p * tests / rank from here on
+        adjusted[column] = min(1, *(p_values[order[k]] * 12 / (k + 1) for k in range(rank, 12)), 1)
+    np.testing.assert_allclose(adjusted, false_discovery_control(p_values))
+    kept = informative_components(components, is_label, 0.05)
+    np.testing.assert_array_equal(kept, np.flatnonzero(adjusted <= 0.05))
+    assert len(informative_components(components, is_label, 1.0)) == 12
+    assert informative_components(components, is_label, 1e-30).tolist() == [order[0]]
+
+
+def test_sigma_is_the_middle_of_the_inverse_quantiles_of_distances_apart():
+    # Of 1 to 11 the quantiles 0.1 and 0.9 are 2 and 10; the zeros do not count.
+    distances = np.array([0.0, 0, 0, *range(1, 12)])
+    assert sigma_of_distances(distances, num_features=4) == pytest.approx((1 / 2 + 1 / 10) / 2)
+    assert sigma_of_distances(np.zeros(3), num_features=4) == 0.25
+
+
+def test_platt_gives_the_shares_of_two_values():
+    values, is_label = np.repeat([-1.0, 1.0], 10), np.arange(20) >= 10
+    slope, intercept = fit_platt(values, is_label)
+    # 10 cells a side: targets 11/12 and 1/12, which a sigmoid of two values meets exactly.
+    assert 1 / (1 + np.exp(-slope - intercept)) == pytest.approx(11 / 12, abs=1e-3)
+    assert intercept == pytest.approx(0, abs=1e-3)
+
+
+def test_variable_genes_are_those_that_vary_more_than_their_mean_explains():
+    generator = np.random.default_rng(1)
+    rates = np.tile(np.geomspace(0.3, 30, 200), (150, 1))
+    uneven = [60, 100, 140, 180]
+    rates[:75, uneven] *= 3  # the others are Poisson, whatever their mean
+    counts = sparse.csr_array(generator.poisson(rates).astype(np.float64))
+    assert most_variable_genes(counts, 4).tolist() == uneven
+    with pytest.raises(ValueError, match="no gene that varies"):
+        most_variable_genes(sparse.csr_array(np.ones((5, 4))), 2)
+
+
+def test_sccatch_names_new_cells_by_training_markers_or_by_a_table(tmp_path):
+    rows = [f"Human,Gut,Normal,T{i},G{i * 5 + k},{k}" for i in range(3) for k in range(5)]
+    path = tmp_path / "markers.csv"
+    path.write_text("\n".join(["species,tissue,cancer,celltype,gene,pmid", *rows]))
+    to_label = {f"T{i}": label for i, label in enumerate(LABELS[:2])}
+    adata, labels = made_up_cells(4)
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    for system in (ScCatch(), ScCatch(markers=path, tissues=["Gut"], label_of_type=to_label)):
+        with pytest.raises(ValueError, match="fit\\(\\) comes before"):
+            system.predict(adata)
+        system.fit(*made_up_cells(3))
+        named = system.predict(adata)
+        known = [label if label != "delta" or "training" in system.title else "" for label in labels]
+        assert np.mean(np.array(named.labels) == known) > 0.9
+        assert named.scores is None
+        assert system.predict(adata).labels == named.labels
+        with pytest.raises(ValueError, match="subset it"):
+            system.predict(adata[:, ::-1])
+    np.testing.assert_array_equal(before, np.random.get_state()[1])  # noqa: NPY002
+
+
+def test_sccatch_refuses_tables_without_columns_or_rows(tmp_path):
+    path = tmp_path / "markers.csv"
+    path.write_text("gene,celltype\nA,B\n")
+    with pytest.raises(ValueError, match="give a csv file with"):
+        read_markers(path)
+    path.write_text("species,tissue,cancer,celltype,gene,pmid\nHuman,Gut,Normal,T,A,1\n")
+    assert read_markers(path) == [Marker("T", "A", "1")]
+    with pytest.raises(ValueError, match="name others"):
+        read_markers(path, tissues=["Heart"])
+
+
+def test_type_score_counts_rows_and_papers():
+    markers = [Marker("a", "X", "1"), Marker("a", "Y", "1"), Marker("a", "X", "2"), Marker("b", "Z", "1")]
+    assert type_scores(markers, {"X", "Y"}) == {"a": pytest.approx((3 / 4 * 2 / 3) ** 0.5)}
+
+
+def test_cluster_markers_are_those_of_a_slow_loop():
+    adata, labels = made_up_cells()
+    features, ids = sparse.csr_array(np.log1p(adata.X.toarray())), np.unique(labels, return_inverse=True)[1]
+    dense = features.toarray()
+    for cluster, found in enumerate(cluster_markers(features, ids)):
+        ours, expected = dense[ids == cluster], []
+        for gene in range(40):
+            rest = [dense[ids == other, gene] for other in range(3) if other != cluster]
+            if (ours[:, gene] > 0).mean() >= 0.25 and all(
+                ours[:, gene].mean() - r.mean() >= 0.25
+                and mannwhitneyu(ours[:, gene], r, alternative="greater", method="asymptotic").pvalue < 0.05
+                for r in rest
+            ):
+                expected.append(gene)
+        assert sorted(found) == expected
+    assert exceeds(dense[:30, :5], dense[30:, :5]).all()
