@@ -90,7 +90,7 @@ def need(package: str, module: str | None = None) -> None:
         As Python calls it, if that is another name.
     """
     if find_spec(module or package) is None:
-        raise ImportError(f"{package} is not installed: pip install {package}, or make benchmark-deps")
+        raise ImportError(f"{package} is not installed: pip install {package}")
 
 
 def check_genes(fitted: Sequence[str] | None, adata: AnnData) -> None:

@@ -76,7 +76,7 @@ def compare_systems(
         except ImportError as error:
             left_out[name] = str(error)
             logger.warning("%s is left out: %s", name, error)
-    results = {
+    results: dict[str, Any] = {
         "question": f"How well do systems name the cell types of {data.name}?",
         "date": date.today().isoformat(),
         "command": command,
@@ -91,9 +91,8 @@ def compare_systems(
     }
     write_json(folder / f"comparison-{data.name}.json", results)
     (folder / f"comparison-{data.name}.md").write_text(format_comparison(results), encoding="utf-8")
-    scores = {
-        row["title"]: {name: row[name] for name in ("accuracy", "macro_f1")} for row in results["systems"].values()
-    }
+    rows = results["systems"].values()
+    scores = {row["title"]: {name: row[name] for name in ("accuracy", "macro_f1")} for row in rows}
     plot_comparison(scores, folder / f"comparison-{data.name}.png", title=f"{data.name}, {kind.replace('_', ' ')}")
     return results
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from screformer.benchmarks.cell_type_systems import CellTypeSystem
+from screformer.benchmarks.system_sccatch import ScCatch
+from screformer.benchmarks.system_scpred import ScPred
 from screformer.benchmarks.systems_simple import (
     LinearSVCSystem,
     LogisticRegressionSystem,
@@ -17,4 +19,6 @@ SYSTEMS: dict[str, Callable[[], CellTypeSystem]] = {
     "logistic_regression": LogisticRegressionSystem,
     "linear_svc": LinearSVCSystem,
     "knn": NearestNeighbors,
+    "scpred": ScPred,
+    "sccatch": ScCatch,
 }

@@ -299,7 +299,7 @@ def annotate(
     """Name the type of every cell: a copy with new columns (.h5ad), or a table (.csv, .tsv, .parquet).
 
     Rows and their order stay. A run that is stopped goes on with the same command. Several GPUs or machines share the
-    cells: accelerate launch -m screformer annotate ...
+    cells: torchrun --nproc_per_node 8 -m screformer annotate ...
 
     \b
     Examples:
@@ -441,6 +441,50 @@ def web_page(
     from .annotation.app import serve
 
     _run(lambda: serve(model, host=host, port=port, max_upload_mb=max_upload_mb, announce=_say))
+
+
+@benchmark.callback(invoke_without_command=True)
+def benchmark_suite(
+    context: typer.Context,
+    suite: Annotated[
+        Literal["small", "full"] | None,
+        typer.Option(help="Compare all systems: on the packaged pancreas (small), and on files too (full)."),
+    ] = None,
+    cells: Annotated[
+        list[str] | None, typer.Option(help="Of the full suite: FILE[:LABELS[:DONORS]]. Give it once for each.")
+    ] = None,
+    system: Annotated[list[str] | None, typer.Option(help="Only this system. Give it once for each.")] = None,
+    seeds: Annotated[int, typer.Option(help="Seeds of each system and fold.")] = 1,
+    work: Annotated[Path, typer.Option(help="Folder for the result of every run, which is not repeated.")] = Path(
+        "runs/comparison"
+    ),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path(
+        "benchmarks/results"
+    ),
+) -> None:
+    """Measure screformer beside its rivals; JSON, table and figure each.
+
+    \b
+    Example:
+      screformer benchmark --suite small --output benchmark
+    """
+    if context.invoked_subcommand is not None:
+        return
+    if suite is None:
+        _fail("--suite small or full, or a command: see screformer benchmark --help")
+    from .benchmarks.suites import run_suite
+
+    chosen: Literal["small", "full"] = suite
+    command = f"screformer benchmark --suite {suite} --seeds {seeds}"
+    results = _run(
+        lambda: run_suite(
+            chosen, cells=cells or (), systems=system or (), seeds=seeds, output=output, work=work, command=command
+        )
+    )
+    for result in results:
+        _say(f"{result['question']} {output}")
+        for row in result["systems"].values():
+            _say(f"  {row['title']:<48} accuracy {row['accuracy']:.3f}  macro-F1 {row['macro_f1']:.3f}")
 
 
 @benchmark.command("attention")

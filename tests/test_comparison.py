@@ -14,7 +14,7 @@ class Missing(Nearest):
     title = "missing"
 
     def fit(self, adata, labels, *, groups=None, seed=0):
-        raise ImportError("nowhere is not installed: pip install nowhere, or make benchmark-deps")
+        raise ImportError("nowhere is not installed: pip install nowhere")
 
 
 def run_of(system, fold, macro_f1, *, seed=0, auc=None):

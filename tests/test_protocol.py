@@ -121,7 +121,7 @@ def test_cells_without_a_label_and_wrong_ones_are_errors():
 
 def test_a_missing_package_is_named_with_the_remedy():
     need("numpy")
-    with pytest.raises(ImportError, match="no-such-package is not installed: pip install no-such-package, or make"):
+    with pytest.raises(ImportError, match="no-such-package is not installed: pip install no-such-package"):
         need("no-such-package", "no_such_package")
 
 

@@ -1,0 +1,60 @@
+"""`screformer benchmark --suite`."""
+
+import json
+
+import pytest
+from small_corpus import make_cells
+from test_protocol import Nearest
+from typer.testing import CliRunner
+
+from screformer.benchmarks import suites
+from screformer.benchmarks.suites import OURS, CellsToCompareOn, known_systems, run_suite
+from screformer.cli import app
+
+
+@pytest.fixture(autouse=True)
+def quick(tmp_path, monkeypatch):
+    make_cells(120, types=["alpha", "beta", "duct"]).write_h5ad(tmp_path / "cells.h5ad")
+    monkeypatch.setattr(suites, "example_cells_path", lambda: tmp_path / "cells.h5ad")
+    monkeypatch.setattr(suites, "ScReformerSystem", Nearest)
+    monkeypatch.setattr(suites, "SYSTEMS", {"logistic_regression": Nearest})
+
+
+def test_files_are_named_with_their_columns():
+    assert CellsToCompareOn.parse("a.h5ad") == ("a.h5ad", "cell_type", None)
+    assert CellsToCompareOn.parse("a.h5ad:kind") == ("a.h5ad", "kind", None)
+    assert CellsToCompareOn.parse("a.h5ad::donor") == ("a.h5ad", "cell_type", "donor")
+
+
+def test_ours_and_all_others_are_known_and_unknown_ones_are_refused():
+    assert list(known_systems()) == [OURS, "logistic_regression"]
+    with pytest.raises(ValueError, match=r"systems got \['scbert2'\]; there are screformer, logistic_regression"):
+        known_systems(["scbert2"])
+
+
+def test_the_small_suite_holds_out_each_donor(tmp_path):
+    options = ["--output", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+    result = CliRunner().invoke(app, ["benchmark", "--suite", "small", *options])
+    assert result.exit_code == 0, result.output
+    assert "How well do systems name the cell types of cells?" in result.output
+    assert "nearest mean" in result.output
+    found = json.loads((tmp_path / "out" / "comparison-cells.json").read_text())
+    assert (found["kind"], found["num_folds"]) == ("leave_one_group_out", 4)
+    assert set(found["systems"]) == {OURS, "logistic_regression"}
+
+
+def test_the_full_suite_takes_files_too(tmp_path):
+    make_cells(60, seed=1).write_h5ad(tmp_path / "other.h5ad")
+    where = {"output": tmp_path / "out", "work": tmp_path / "work"}
+    results = run_suite("full", cells=[str(tmp_path / "other.h5ad")], systems=[OURS], **where)
+    assert [result["kind"] for result in results] == ["leave_one_group_out", "five_fold"]
+    for suite, cells in (("full", []), ("small", ["a.h5ad"])):
+        with pytest.raises(ValueError, match=rf"suite='{suite}' got the files"):
+            run_suite(suite, cells=cells, **where)
+
+
+def test_without_a_suite_or_a_command_the_help_is_shown():
+    assert "--suite" in CliRunner().invoke(app, ["benchmark"]).output
+    result = CliRunner().invoke(app, ["benchmark", "--seeds", "2"])
+    assert result.exit_code == 1
+    assert "--suite small or full" in result.output
