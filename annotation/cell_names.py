@@ -29,7 +29,8 @@ def spelling(name: str) -> str:
     >>> spelling("CD4+, alpha-beta_T-cell")
     'cd4 positive alpha beta t cell'
     """
-    text = unicodedata.normalize("NFKD", name.casefold()).replace("\N{MINUS SIGN}", "-").replace("\N{EN DASH}", "-")
+    text = _fold(_fold(unicodedata.normalize("NFKD", name)))  # what one of the two makes, the other may change
+    text = text.replace("\N{MINUS SIGN}", "-").replace("\N{EN DASH}", "-")
     text = APOSTROPHES.sub("", "".join(letter for letter in text if not unicodedata.combining(letter)))
     for letter, word in GREEK.items():
         text = text.replace(letter, f" {word} ")
@@ -38,6 +39,10 @@ def spelling(name: str) -> str:
     for british, american in BRITISH.items():
         text = text.replace(british, american)
     return " ".join(re.findall(r"[^\W_]+", text))
+
+
+def _fold(text: str) -> str:
+    return unicodedata.normalize("NFKD", text.casefold())
 
 
 def singular(words: str) -> str:

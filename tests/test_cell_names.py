@@ -1,7 +1,7 @@
 """Spellings of a cell type's name: what says nothing is dropped, and what says something stays."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from screformer.annotation.cell_names import is_abbreviation, is_letter, singular, spelling, without_cell
@@ -29,6 +29,7 @@ def test_spelling(name, words):
     assert spelling(name) == words
 
 
+@example("\U0001d6e2")  # a mathematical capital alpha: no case of its own
 @given(st.text())
 def test_spelling_of_a_spelling_is_itself(name):
     words = spelling(name)
