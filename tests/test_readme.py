@@ -88,6 +88,9 @@ def test_the_figures_of_few_cells_are_those_of_the_result_files():
     for name, form in (("error", ".1%"), ("worst_error", ".1%"), ("answered", ".0%")):
         first, second, third = (f"{rows[asked][name]:{form}}" for asked in (0.01, 0.02, 0.05))
         assert f"{first}, {second} and {third} of the " in text or f"{first}, {second} and {third} on the worst" in text
+    regression = {row["asked"]: f"{row['answered']:.0%}" for row in answers["logistic_regression"]["answers"]}
+    told = f"by its own probability answers {regression[0.01]}, {regression[0.02]} and {regression[0.05]}"
+    assert told in text
     annotating = json.loads((ROOT / "benchmarks" / "results" / "annotating.json").read_text())
     assert f"take {annotating['beside_model_gigabytes']:.2f} GB beside the model" in text
     spaces = json.loads((ROOT / "benchmarks" / "results" / "gene_spaces.json").read_text())
