@@ -6,14 +6,14 @@ Heavy imports wait until a command runs, so that ``screformer --help`` answers a
 import logging
 import os
 import sys
-from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn, TypeVar
+from typing import Annotated, Literal
 
 import typer
 
 from . import __version__
+from .cli_benchmarks import benchmark
+from .cli_messages import TRAINER_COMMAND, fail, run, say, say_once, start
 
 app = typer.Typer(
     name="screformer",
@@ -24,18 +24,11 @@ app = typer.Typer(
     help="scReformer-BERT: from files of raw counts to cell types. Each command has --help with an example.",
 )
 
-benchmark = typer.Typer(no_args_is_help=True, help="Measure screformer beside its rivals; JSON, table and figure each.")
 app.add_typer(benchmark, name="benchmark")
 
-TRAINER_COMMAND = {
-    "allow_extra_args": True,
-    "ignore_unknown_options": True,
-    "help_option_names": [],  # the training module's own parser answers --help
-}
 PAIR_HINT = "Give it once for each: --obs cell_type --obs donor."
 
 
-Result = TypeVar("Result")
 Layer = Annotated[str | None, typer.Option(help="Layer that holds the raw counts. Default: found by its values.")]
 GeneColumn = Annotated[str | None, typer.Option(help="Column of var with Ensembl ids or symbols. Default: found.")]
 Allow = Annotated[
@@ -85,22 +78,23 @@ def quickstart(
     Example:
       screformer quickstart --output quickstart
     """
-    from .train.quickstart import quickstart as run
+
+    from .train.quickstart import quickstart as run_quickstart
 
     prepare_quickstart_folder(output, overwrite=overwrite)
-    result = _run(lambda: run(output, announce=_say))
-    _say("")
-    _say(f"{'Donor ' + result.metrics['test_donor']:<24}{'accuracy':>10}{'macro-F1':>10}")
+    result = run(lambda: run_quickstart(output, announce=say))
+    say("")
+    say(f"{'Donor ' + result.metrics['test_donor']:<24}{'accuracy':>10}{'macro-F1':>10}")
     for name in ("model", "logistic_regression", "majority_class"):
         row = result.metrics[name]
         title = {"model": "scReformer-BERT"}.get(name, name.replace("_", " ").capitalize())
-        _say(f"{title:<24}{row['accuracy']:>10.3f}{row['macro_f1']:>10.3f}")
-    _say(result.metrics["verdict"])
-    _say(result.metrics["answers_sentence"])
-    _say(result.metrics["gene_spaces"]["sentence"])
-    _say(f"\nReport: {output / 'report.html'}\nCheckpoint: {output / 'checkpoint'}")
-    _say(f"Annotated cells: {output / 'annotated.h5ad'}")
-    _say(f"To start over: screformer quickstart --output {output} --overwrite")
+        say(f"{title:<24}{row['accuracy']:>10.3f}{row['macro_f1']:>10.3f}")
+    say(result.metrics["verdict"])
+    say(result.metrics["answers_sentence"])
+    say(result.metrics["gene_spaces"]["sentence"])
+    say(f"\nReport: {output / 'report.html'}\nCheckpoint: {output / 'checkpoint'}")
+    say(f"Annotated cells: {output / 'annotated.h5ad'}")
+    say(f"To start over: screformer quickstart --output {output} --overwrite")
 
 
 def prepare_quickstart_folder(output: Path, *, overwrite: bool) -> None:
@@ -113,11 +107,11 @@ def prepare_quickstart_folder(output: Path, *, overwrite: bool) -> None:
         return
     parts = ("corpus", "corpus.partial", STAGES_FILE)
     if not any((output / part).exists() for part in parts):
-        _fail(f"--output {output} holds files that are no quickstart's. Choose another folder.")
+        fail(f"--output {output} holds files that are no quickstart's. Choose another folder.")
     if overwrite:
         rmtree(output)
     else:
-        _say(f"{output} exists: finished stages are kept. To start over: --overwrite")
+        say(f"{output} exists: finished stages are kept. To start over: --overwrite")
 
 
 @app.command()
@@ -155,17 +149,17 @@ def inspect(
         passport = inspect_file(
             file, tokenizer, layer=layer, gene_column=gene_column, min_genes=min_genes, allow=allow or ()
         )
-        _say(str(passport))
+        say(str(passport))
         record = passport.to_dict()
         if against is not None and not passport.refusals:
             seen = find_seen_cells(file, against, layer=layer, gene_column=gene_column, allow=allow or ())
-            _say(f"{'seen':<15}{seen.num_seen:,} of {seen.num_cells:,} cells ({seen.share:.1%}) are in {against}")
+            say(f"{'seen':<15}{seen.num_seen:,} of {seen.num_cells:,} cells ({seen.share:.1%}) are in {against}")
             record["seen"] = {"folder": str(against), "num_seen": seen.num_seen, "num_indexed": seen.num_indexed}
         if json is not None:
             write_json(json, record)
         return not passport.refusals
 
-    if not _run(read):
+    if not run(read):
         sys.exit(1)
 
 
@@ -237,39 +231,39 @@ def corpus(
             num_workers=workers or available_cores(),
             scheduler=scheduler,
         )
-        _say(made.summary())
+        say(made.summary())
 
-    _run(build)
+    run(build)
 
 
 @app.command(context_settings=TRAINER_COMMAND, add_help_option=False)
 def pretrain(context: typer.Context) -> None:
     """Pretrain by predicting masked expression bins. Example: screformer pretrain pretrain-tiny --corpus corpus"""
-    _hand_over("train.pretrain", context)
+    start("train.pretrain", context.args)
 
 
 @app.command(context_settings=TRAINER_COMMAND, add_help_option=False)
 def finetune(context: typer.Context) -> None:
     """Fine-tune on cell types. Example: screformer finetune finetune-fast --corpus corpus --checkpoint pretrained"""
-    _hand_over("train.finetune", context)
+    start("train.finetune", context.args)
 
 
 @app.command(context_settings=TRAINER_COMMAND, add_help_option=False)
 def distill(context: typer.Context) -> None:
     """Let a fine-tuned model teach a smaller one. Example: screformer distill --teacher finetuned --corpus corpus"""
-    _hand_over("train.distill", context)
+    start("train.distill", context.args)
 
 
 @app.command(context_settings=TRAINER_COMMAND, add_help_option=False)
 def evaluate(context: typer.Context) -> None:
     """Test a fine-tuned checkpoint. Example: screformer evaluate finetuned corpus --output evaluation"""
-    _hand_over("train.evaluate", context)
+    start("train.evaluate", context.args)
 
 
 @app.command(context_settings=TRAINER_COMMAND, add_help_option=False)
 def gene2vec(context: typer.Context) -> None:
     """Gene vectors, our own or released. Example: screformer gene2vec --corpus corpus -o gene2vec.safetensors"""
-    _hand_over("tokenization.own_gene2vec", context)
+    start("tokenization.own_gene2vec", context.args)
 
 
 @app.command()
@@ -326,9 +320,9 @@ def annotate(
             key=key,
             overwrite=overwrite,
         )
-        _say_once(str(summary))
+        say_once(str(summary))
 
-    _run(add)
+    run(add)
 
 
 @app.command()
@@ -353,7 +347,7 @@ def calibrate(
     from .annotation.recalibration import calibrate_checkpoint
     from .train.batch_size import read_batch_size
 
-    record = _run(
+    record = run(
         lambda: calibrate_checkpoint(
             cells,
             model,
@@ -366,12 +360,12 @@ def calibrate(
         )
     )
     for row in record["levels"]:
-        _say(
+        say(
             f"level {row['level']}, {row['num_cells']} cells: calibration error "
             f"{row['expected_calibration_error']:.3f} (before {row['before']:.3f})"
         )
     least = min(record["error_rates"])
-    _say(f"{model}: calibrated on {record['num_cells']} cells; --max-error can be {least:.3g} or more")
+    say(f"{model}: calibrated on {record['num_cells']} cells; --max-error can be {least:.3g} or more")
 
 
 @app.command()
@@ -409,9 +403,9 @@ def embed(
             key=key,
             overwrite=overwrite,
         )
-        _say_once(str(summary))
+        say_once(str(summary))
 
-    _run(add)
+    run(add)
 
 
 @app.command("app")
@@ -436,176 +430,11 @@ def web_page(
     if write_space is not None:
         from .annotation.app_space import write_space as write
 
-        _say(_run(lambda: write(write_space, model, max_upload_mb=max_upload_mb)))
+        say(run(lambda: write(write_space, model, max_upload_mb=max_upload_mb)))
         return
     from .annotation.app import serve
 
-    _run(lambda: serve(model, host=host, port=port, max_upload_mb=max_upload_mb, announce=_say))
-
-
-@benchmark.callback(invoke_without_command=True)
-def benchmark_suite(
-    context: typer.Context,
-    suite: Annotated[
-        Literal["small", "full"] | None,
-        typer.Option(help="Compare all systems: on the packaged pancreas (small), and on files too (full)."),
-    ] = None,
-    cells: Annotated[
-        list[str] | None, typer.Option(help="Of the full suite: FILE[:LABELS[:DONORS]]. Give it once for each.")
-    ] = None,
-    system: Annotated[list[str] | None, typer.Option(help="Only this system. Give it once for each.")] = None,
-    seeds: Annotated[int, typer.Option(help="Seeds of each system and fold.")] = 1,
-    work: Annotated[Path, typer.Option(help="Folder for the result of every run, which is not repeated.")] = Path(
-        "runs/comparison"
-    ),
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path(
-        "benchmarks/results"
-    ),
-) -> None:
-    """Measure screformer beside its rivals; JSON, table and figure each.
-
-    \b
-    Example:
-      screformer benchmark --suite small --output benchmark
-    """
-    if context.invoked_subcommand is not None:
-        return
-    if suite is None:
-        _fail("--suite small or full, or a command: see screformer benchmark --help")
-    from .benchmarks.suites import run_suite
-
-    chosen: Literal["small", "full"] = suite
-    command = f"screformer benchmark --suite {suite} --seeds {seeds}"
-    results = _run(
-        lambda: run_suite(
-            chosen, cells=cells or (), systems=system or (), seeds=seeds, output=output, work=work, command=command
-        )
-    )
-    for result in results:
-        _say(f"{result['question']} {output}")
-        for row in result["systems"].values():
-            _say(f"  {row['title']:<48} accuracy {row['accuracy']:.3f}  macro-F1 {row['macro_f1']:.3f}")
-
-
-@benchmark.command("attention")
-def benchmark_attention(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path(
-        "benchmarks/results"
-    ),
-    checkpoint: Annotated[
-        str | None, typer.Option(help="Checkpoint whose attention is compared. Default: base, fresh weights.")
-    ] = None,
-    only: Annotated[
-        Literal["defaults", "speed"] | None,
-        typer.Option(help="defaults: nearness to exact attention by setting; speed: ours beside other libraries."),
-    ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Few settings and short cells: minutes, not an hour.")] = False,
-) -> None:
-    """How near LSH attention comes to exact attention on real cells, by rounds, bucket size and hash, and its speed.
-
-    \b
-    Example:
-      screformer benchmark attention --quick --output benchmark
-    """
-    fewer = ["--cells", "1", "--layers", "0", "--rounds", "1", "4", "--bucket-sizes", "64", "--repeats", "1"]
-    shorter = ["--target-length", "4096", "--lengths", "1024", "2048", "--batch-sizes", "1", "--repeats", "1"]
-    if only != "speed":
-        of_checkpoint = [] if checkpoint is None else ["--checkpoint", checkpoint]
-        _start(
-            "benchmarks.hashing", ["--output", str(output), *of_checkpoint, *([*fewer, "--no-memory"] if quick else [])]
-        )
-    if only != "defaults":
-        _start("benchmarks.attention", ["--output", str(output), *(shorter if quick else [])])
-
-
-@benchmark.command("encoder", context_settings=TRAINER_COMMAND, add_help_option=False)
-def benchmark_encoder(context: typer.Context) -> None:
-    """Time and memory of encoders by depth, length and batch. Example: screformer benchmark encoder --depths 1 6"""
-    _start("benchmarks.encoder", context.args)
-
-
-@benchmark.command("memory", context_settings=TRAINER_COMMAND, add_help_option=False)
-def benchmark_memory(context: typer.Context) -> None:
-    """Predicted memory beside what a step takes. Example: screformer benchmark memory --presets tiny"""
-    _start("benchmarks.memory", context.args)
-
-
-@benchmark.command("kernels", context_settings=TRAINER_COMMAND, add_help_option=False)
-def benchmark_kernels(context: typer.Context) -> None:
-    """Registers and occupancy of the GPU kernels, without a GPU. Example: screformer benchmark kernels --head-dim 64"""
-    _start("benchmarks.kernel_resources", context.args)
-
-
-@benchmark.command("gpu", context_settings=TRAINER_COMMAND, add_help_option=False)
-def benchmark_gpu(context: typer.Context) -> None:
-    """Correctness, speed and memory on a GPU, against rivals. Example: screformer benchmark gpu --output runs"""
-    _start("benchmarks.gpu", context.args)
-
-
-@benchmark.command("rounds", context_settings=TRAINER_COMMAND, add_help_option=False)
-def benchmark_rounds(context: typer.Context) -> None:
-    """Masked genes predicted by kind of attention. Example: screformer benchmark rounds --seeds 2022"""
-    _start("benchmarks.rounds", context.args)
-
-
-@benchmark.command("fine-tuning", context_settings=TRAINER_COMMAND, add_help_option=False)
-def benchmark_fine_tuning(context: typer.Context) -> None:
-    """Fine-tuning beside logistic regression, with seeds. Example: screformer benchmark fine-tuning --seeds 1"""
-    _start("benchmarks.fine_tuning", context.args)
-
-
-@benchmark.command("unknown-types", context_settings=TRAINER_COMMAND, add_help_option=False)
-def benchmark_unknown_types(context: typer.Context) -> None:
-    """Cells of types left out of training, found or not. Example: screformer benchmark unknown-types --workers 2"""
-    _start("benchmarks.unknown_types", context.args)
-
-
-@benchmark.command("pretraining", context_settings=TRAINER_COMMAND, add_help_option=False)
-def benchmark_pretraining(context: typer.Context) -> None:
-    """Few and many labelled cells with and without it. Example: screformer benchmark pretraining --seeds 3"""
-    _start("benchmarks.pretraining", context.args)
-
-
-@benchmark.command("calibration", context_settings=TRAINER_COMMAND, add_help_option=False)
-def benchmark_calibration(context: typer.Context) -> None:
-    """Error rates asked for, and come true, on unseen donors. Example: screformer benchmark calibration --seeds 1"""
-    _start("benchmarks.calibration", context.args)
-
-
-@benchmark.command("annotating", context_settings=TRAINER_COMMAND, add_help_option=False)
-def benchmark_annotating(context: typer.Context) -> None:
-    """A large file annotated: memory, kill. Example: screformer benchmark annotating --model quickstart/checkpoint"""
-    _start("benchmarks.annotating", context.args)
-
-
-@benchmark.command("gene-spaces", context_settings=TRAINER_COMMAND, add_help_option=False)
-def benchmark_gene_spaces(context: typer.Context) -> None:
-    """Expressed genes beside every gene. Example: screformer benchmark gene-spaces --model quickstart/checkpoint"""
-    _start("benchmarks.gene_spaces", context.args)
-
-
-@benchmark.command("tokenizing", context_settings=TRAINER_COMMAND, add_help_option=False)
-def benchmark_tokenizing(context: typer.Context) -> None:
-    """Speed and memory of making a corpus. Example: screformer benchmark tokenizing --cells 1000000 --work scratch"""
-    _start("benchmarks.tokenizing", context.args)
-
-
-@benchmark.command("feeding", context_settings=TRAINER_COMMAND, add_help_option=False)
-def benchmark_feeding(context: typer.Context) -> None:
-    """Speed of reading a corpus in shuffled order. Example: screformer benchmark feeding --output benchmarks/results"""
-    _start("benchmarks.feeding", context.args)
-
-
-@benchmark.command("genes", context_settings=TRAINER_COMMAND, add_help_option=False)
-def benchmark_genes(context: typer.Context) -> None:
-    """Which genes interact, by their vectors. Example: screformer benchmark genes --pairs pairs.tsv --corpus corpus"""
-    _start("benchmarks.gene_interactions", context.args)
-
-
-@benchmark.command("donors", context_settings=TRAINER_COMMAND, add_help_option=False)
-def benchmark_donors(context: typer.Context) -> None:
-    """Cell types of donors never seen. Example: screformer benchmark donors --output benchmarks/results"""
-    _start("benchmarks.donors", context.args)
+    run(lambda: serve(model, host=host, port=port, max_upload_mb=max_upload_mb, announce=say))
 
 
 def main() -> None:
@@ -616,35 +445,3 @@ def main() -> None:
     # Threads that wait asleep instead of spinning: on a busy machine spinning threads halve the speed and more.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()
-
-
-def _hand_over(module: str, context: typer.Context) -> None:
-    """Let a training module's own command line read the arguments."""
-    _start(module, context.args)
-
-
-def _start(module: str, arguments: list[str]) -> None:
-    import_module(f".{module}", __package__).main(arguments)
-
-
-def _run(action: Callable[[], Result]) -> Result:
-    """Call `action`; what a user can mend becomes a message instead of a traceback."""
-    try:
-        return action()
-    except (ValueError, OSError, ImportError) as error:
-        _fail(str(error))
-
-
-def _say(text: str) -> None:
-    typer.echo(text)
-
-
-def _say_once(text: str) -> None:
-    """Say it if this is the first of the processes that a launcher started."""
-    if os.environ.get("RANK", "0") == "0":
-        _say(text)
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
-    sys.exit(1)

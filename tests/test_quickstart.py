@@ -7,8 +7,10 @@ from html import unescape
 import anndata
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from screformer import ScReformerForCellClassification, ScReformerTokenizer
+from screformer.cli import app
 from screformer.tokenization import open_corpus
 from screformer.train import quickstart as module
 from screformer.train.quickstart import TEST_DONOR, quickstart
@@ -146,3 +148,15 @@ def test_the_checkpoint_opens_without_the_package_and_says_the_same(small_quicks
     batch = tokenizer(counts, gene_names=genes, gene_space="expressed", return_tensors="pt")
     expected = ScReformerForCellClassification.from_pretrained(checkpoint).eval()(**batch).logits
     np.testing.assert_allclose(found, expected.detach().numpy(), atol=1e-6)
+
+
+def test_the_command_says_what_error_rates_and_gene_spaces_gave(small_quickstart, monkeypatch, tmp_path):
+    metrics = read(small_quickstart / "metrics.json")
+    monkeypatch.setattr(module, "quickstart", lambda output, announce: module.QuickstartResult(output, metrics))
+    result = CliRunner().invoke(app, ["quickstart", "--output", str(tmp_path / "new")])
+    assert result.exit_code == 0, result.exception
+    output = result.output
+    spaces = metrics["gene_spaces"]
+    assert f"Expressed genes alone: {spaces['ratio']:.1f} times the cells a second of every gene" in output
+    assert f"embeddings drift by {spaces['embedding_drift']:.1%}" in output
+    assert metrics["answers_sentence"] in output

@@ -1,0 +1,175 @@
+"""The command line of measurements, ``screformer benchmark …``: ours beside rivals, and ours alone."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from .cli_messages import TRAINER_COMMAND, fail, run, say, start
+
+benchmark = typer.Typer(no_args_is_help=True, help="Measure screformer beside its rivals; JSON, table and figure each.")
+
+
+@benchmark.callback(invoke_without_command=True)
+def benchmark_suite(
+    context: typer.Context,
+    suite: Annotated[
+        Literal["small", "full"] | None,
+        typer.Option(help="Compare all systems: on the packaged pancreas (small), and on files too (full)."),
+    ] = None,
+    cells: Annotated[
+        list[str] | None, typer.Option(help="Of the full suite: FILE[:LABELS[:DONORS]]. Give it once for each.")
+    ] = None,
+    system: Annotated[list[str] | None, typer.Option(help="Only this system. Give it once for each.")] = None,
+    seeds: Annotated[int, typer.Option(help="Seeds of each system and fold.")] = 1,
+    work: Annotated[Path, typer.Option(help="Folder for the result of every run, which is not repeated.")] = Path(
+        "runs/comparison"
+    ),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path(
+        "benchmarks/results"
+    ),
+) -> None:
+    """Measure screformer beside its rivals; JSON, table and figure each.
+
+    \b
+    Example:
+      screformer benchmark --suite small --output benchmark
+    """
+    if context.invoked_subcommand is not None:
+        return
+    if suite is None:
+        fail("--suite small or full, or a command: see screformer benchmark --help")
+    from .benchmarks.suites import run_suite
+
+    chosen: Literal["small", "full"] = suite
+    command = f"screformer benchmark --suite {suite} --seeds {seeds}"
+    results = run(
+        lambda: run_suite(
+            chosen, cells=cells or (), systems=system or (), seeds=seeds, output=output, work=work, command=command
+        )
+    )
+    for result in results:
+        say(f"{result['question']} {output}")
+        for row in result["systems"].values():
+            say(f"  {row['title']:<48} accuracy {row['accuracy']:.3f}  macro-F1 {row['macro_f1']:.3f}")
+
+
+@benchmark.command("attention")
+def benchmark_attention(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path(
+        "benchmarks/results"
+    ),
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Checkpoint whose attention is compared. Default: base, fresh weights.")
+    ] = None,
+    only: Annotated[
+        Literal["defaults", "speed"] | None,
+        typer.Option(help="defaults: nearness to exact attention by setting; speed: ours beside other libraries."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Few settings and short cells: minutes, not an hour.")] = False,
+) -> None:
+    """How near LSH attention comes to exact attention on real cells, by rounds, bucket size and hash, and its speed.
+
+    \b
+    Example:
+      screformer benchmark attention --quick --output benchmark
+    """
+    fewer = ["--cells", "1", "--layers", "0", "--rounds", "1", "4", "--bucket-sizes", "64", "--repeats", "1"]
+    shorter = ["--target-length", "4096", "--lengths", "1024", "2048", "--batch-sizes", "1", "--repeats", "1"]
+    if only != "speed":
+        of_checkpoint = [] if checkpoint is None else ["--checkpoint", checkpoint]
+        start(
+            "benchmarks.hashing", ["--output", str(output), *of_checkpoint, *([*fewer, "--no-memory"] if quick else [])]
+        )
+    if only != "defaults":
+        start("benchmarks.attention", ["--output", str(output), *(shorter if quick else [])])
+
+
+@benchmark.command("encoder", context_settings=TRAINER_COMMAND, add_help_option=False)
+def benchmark_encoder(context: typer.Context) -> None:
+    """Time and memory of encoders by depth, length and batch. Example: screformer benchmark encoder --depths 1 6"""
+    start("benchmarks.encoder", context.args)
+
+
+@benchmark.command("memory", context_settings=TRAINER_COMMAND, add_help_option=False)
+def benchmark_memory(context: typer.Context) -> None:
+    """Predicted memory beside what a step takes. Example: screformer benchmark memory --presets tiny"""
+    start("benchmarks.memory", context.args)
+
+
+@benchmark.command("kernels", context_settings=TRAINER_COMMAND, add_help_option=False)
+def benchmark_kernels(context: typer.Context) -> None:
+    """Registers and occupancy of the GPU kernels, without a GPU. Example: screformer benchmark kernels --head-dim 64"""
+    start("benchmarks.kernel_resources", context.args)
+
+
+@benchmark.command("gpu", context_settings=TRAINER_COMMAND, add_help_option=False)
+def benchmark_gpu(context: typer.Context) -> None:
+    """Correctness, speed and memory on a GPU, against rivals. Example: screformer benchmark gpu --output runs"""
+    start("benchmarks.gpu", context.args)
+
+
+@benchmark.command("rounds", context_settings=TRAINER_COMMAND, add_help_option=False)
+def benchmark_rounds(context: typer.Context) -> None:
+    """Masked genes predicted by kind of attention. Example: screformer benchmark rounds --seeds 2022"""
+    start("benchmarks.rounds", context.args)
+
+
+@benchmark.command("fine-tuning", context_settings=TRAINER_COMMAND, add_help_option=False)
+def benchmark_fine_tuning(context: typer.Context) -> None:
+    """Fine-tuning beside logistic regression, with seeds. Example: screformer benchmark fine-tuning --seeds 1"""
+    start("benchmarks.fine_tuning", context.args)
+
+
+@benchmark.command("unknown-types", context_settings=TRAINER_COMMAND, add_help_option=False)
+def benchmark_unknown_types(context: typer.Context) -> None:
+    """Cells of types left out of training, found or not. Example: screformer benchmark unknown-types --workers 2"""
+    start("benchmarks.unknown_types", context.args)
+
+
+@benchmark.command("pretraining", context_settings=TRAINER_COMMAND, add_help_option=False)
+def benchmark_pretraining(context: typer.Context) -> None:
+    """Few and many labelled cells with and without it. Example: screformer benchmark pretraining --seeds 3"""
+    start("benchmarks.pretraining", context.args)
+
+
+@benchmark.command("calibration", context_settings=TRAINER_COMMAND, add_help_option=False)
+def benchmark_calibration(context: typer.Context) -> None:
+    """Error rates asked for, and come true, on unseen donors. Example: screformer benchmark calibration --seeds 1"""
+    start("benchmarks.calibration", context.args)
+
+
+@benchmark.command("annotating", context_settings=TRAINER_COMMAND, add_help_option=False)
+def benchmark_annotating(context: typer.Context) -> None:
+    """A large file annotated: memory, kill. Example: screformer benchmark annotating --model quickstart/checkpoint"""
+    start("benchmarks.annotating", context.args)
+
+
+@benchmark.command("gene-spaces", context_settings=TRAINER_COMMAND, add_help_option=False)
+def benchmark_gene_spaces(context: typer.Context) -> None:
+    """Expressed genes beside every gene. Example: screformer benchmark gene-spaces --model quickstart/checkpoint"""
+    start("benchmarks.gene_spaces", context.args)
+
+
+@benchmark.command("tokenizing", context_settings=TRAINER_COMMAND, add_help_option=False)
+def benchmark_tokenizing(context: typer.Context) -> None:
+    """Speed and memory of making a corpus. Example: screformer benchmark tokenizing --cells 1000000 --work scratch"""
+    start("benchmarks.tokenizing", context.args)
+
+
+@benchmark.command("feeding", context_settings=TRAINER_COMMAND, add_help_option=False)
+def benchmark_feeding(context: typer.Context) -> None:
+    """Speed of reading a corpus in shuffled order. Example: screformer benchmark feeding --output benchmarks/results"""
+    start("benchmarks.feeding", context.args)
+
+
+@benchmark.command("genes", context_settings=TRAINER_COMMAND, add_help_option=False)
+def benchmark_genes(context: typer.Context) -> None:
+    """Which genes interact, by their vectors. Example: screformer benchmark genes --pairs pairs.tsv --corpus corpus"""
+    start("benchmarks.gene_interactions", context.args)
+
+
+@benchmark.command("donors", context_settings=TRAINER_COMMAND, add_help_option=False)
+def benchmark_donors(context: typer.Context) -> None:
+    """Cell types of donors never seen. Example: screformer benchmark donors --output benchmarks/results"""
+    start("benchmarks.donors", context.args)
