@@ -19,7 +19,7 @@ from screformer.tokenization.passport import InputPassport, inspect_file
 Classifier = TrainedModel[ScReformerForCellClassification]
 
 
-class AnnotationOptions(NamedTuple):
+class VisitorOptions(NamedTuple):
     """What a visitor may choose.
 
     Attributes
@@ -64,7 +64,7 @@ class AnnotatedCells(NamedTuple):
         return self.table[self.summary.names.probability].to_numpy(dtype=np.float32)
 
 
-def inspect_upload(model: Classifier, cells: Path, options: AnnotationOptions) -> InputPassport:
+def inspect_upload(model: Classifier, cells: Path, options: VisitorOptions) -> InputPassport:
     """Return the passport of a file, measured by the model's own vocabulary; raises as `inspect_file`."""
     return inspect_file(
         cells,
@@ -75,7 +75,7 @@ def inspect_upload(model: Classifier, cells: Path, options: AnnotationOptions) -
     )
 
 
-def annotate_cells(model: Classifier, cells: Path, output: Path, options: AnnotationOptions) -> AnnotatedCells:
+def annotate_cells(model: Classifier, cells: Path, output: Path, options: VisitorOptions) -> AnnotatedCells:
     """Write an annotated copy with embeddings to `output`; raises as `annotate_file`."""
     summary = annotate_file(
         cells,

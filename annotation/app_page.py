@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from screformer.annotation.app_annotation import (
-    AnnotationOptions,
     Classifier,
+    VisitorOptions,
     annotate_cells,
     inspect_upload,
     write_table,
@@ -79,7 +79,7 @@ class PageEvents:
         progress: gr.Progress = gr.Progress(track_tqdm=True),  # noqa: B008 - how Gradio is asked for it
     ) -> Iterator[tuple[Any, ...]]:  # Any: updates of components
         """Annotate the visitor's file; yield status, passport, results, and the two downloads as they come."""
-        options = AnnotationOptions(
+        options = VisitorOptions(
             max_error=None if answers_all else error_percent / 100,
             layer=(layer or "").strip() or None,
             gene_column=(gene_column or "").strip() or None,
@@ -96,7 +96,7 @@ class PageEvents:
             logger.exception("annotating an uploaded file")
             yield error_html(UNKNOWN_ERROR.format(name=type(error).__name__)), gr.skip(), *nothing_shown()[1:]
 
-    def _annotate_into(self, upload: Path, folder: Path, options: AnnotationOptions) -> Iterator[Shown]:
+    def _annotate_into(self, upload: Path, folder: Path, options: VisitorOptions) -> Iterator[Shown]:
         """Annotate `upload` into `folder`, and yield what to show as it comes."""
         passport = inspect_upload(self._model, upload, options)
         report = passport_html(passport, is_open=True)

@@ -20,7 +20,7 @@ from screformer.tokenization.count_matrix import CountMatrix, open_count_matrix
 from screformer.tokenization.passport_problems import check_allowed
 from screformer.tokenization.tokenization_screformer import ScReformerTokenizer
 from screformer.train.batch_size import BatchSize
-from screformer.train.calibration_report import write_calibration
+from screformer.train.calibration_record import write_calibration
 from screformer.train.inference import BatchInference
 from screformer.train.result_files import read_json, write_json
 

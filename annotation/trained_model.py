@@ -38,6 +38,7 @@ class TrainedModel(NamedTuple, Generic[Model]):
             "weights_sha256": hash_weights(self.name),
             "hub_commit": getattr(config, "_commit_hash", None),
             "tokenizer_fingerprint": self.tokenizer.fingerprint,
+            "detector": None if self.detector is None else self.detector.fingerprint,
             "vocabulary": self.tokenizer.gene_vocabulary.name,
             "attention": config.attention,
         }

@@ -17,6 +17,7 @@ again: a conformal p-value (Bates et al. 2023).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -145,6 +146,11 @@ class UnknownTypeDetector:
         """
         scores = [self.score_levels(levels) for levels in _blocks_of_levels(cells, self.num_genes, self.num_bins)]
         return np.concatenate([np.empty(0, np.float32), *scores])
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what known cells look like to it; another fit has another."""
+        return hashlib.sha256(np.ascontiguousarray(self.known_sums).tobytes()).hexdigest()[:16]
 
     @property
     def num_genes(self) -> int:

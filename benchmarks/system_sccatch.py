@@ -18,9 +18,9 @@ from scipy import sparse
 from scipy.stats import mannwhitneyu
 from sklearn.cluster import AgglomerativeClustering
 
-from screformer.benchmarks.cell_type_systems import NamedCells, check_genes
-from screformer.benchmarks.simple_baselines import log1p_cp10k
-from screformer.benchmarks.system_scpred import Components, check_labels, fit_components
+from screformer.benchmarks.cell_type_systems import NamedCells
+from screformer.benchmarks.system_scpred import Components, check_label_sizes, fit_components
+from screformer.benchmarks.systems_features import query_features, training_cells
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -69,6 +69,8 @@ class ScCatch:
         label_of_type: Mapping[str, str] | None = None,
         num_clusters: int | None = None,
     ) -> None:
+        if num_clusters is not None and num_clusters < 1:
+            raise ValueError(f"num_clusters got {num_clusters}; it must be at least 1, or None: as many as labels")
         source = "training markers" if markers is None else "marker table"
         self.title = f"scCATCH (own port, {source}; transductive)"
         self._table = None if markers is None else read_markers(markers, tissues=tissues)
@@ -87,18 +89,16 @@ class ScCatch:
         ValueError
             There is not one label a cell, there are too few labels or cells, or counts are not raw.
         """
-        names = check_labels(labels, adata.n_obs)
-        features = log1p_cp10k(adata.X)
-        self._components = fit_components(adata.X, features)
-        classes, ids = np.unique(names, return_inverse=True)
-        genes = [str(name) for name in adata.var_names]
-        self._genes, self._classes = genes, tuple(classes.tolist())
+        cells = training_cells(adata, labels)
+        check_label_sizes(cells)
+        self._components = fit_components(adata.X, cells.features)
+        self._genes, self._classes = cells.genes, cells.classes
         if self._table is not None:
             self._markers = self._table
             return
-        found = cluster_markers(features, ids)
+        found = cluster_markers(cells.features, cells.class_ids)
         self._markers = [
-            Marker(label, genes[gene], "training cells")
+            Marker(label, cells.genes[gene], "training cells")
             for label, columns in zip(self._classes, found, strict=True)
             for gene in columns[:NUM_TRAINED_MARKERS]
         ]
@@ -111,9 +111,8 @@ class ScCatch:
         ValueError
             The genes are others, nothing has been fitted, or counts are not raw.
         """
-        check_genes(self._genes, adata)
+        features = query_features(adata, self._genes)
         assert self._components is not None
-        features = log1p_cp10k(adata.X)
         num_clusters = min(self._num_clusters or len(self._classes), adata.n_obs)
         projected = self._components.project(features)
         clusters = np.zeros(adata.n_obs, dtype=np.int64)

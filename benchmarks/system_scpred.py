@@ -23,8 +23,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.svm import SVC
 
-from screformer.benchmarks.cell_type_systems import NamedCells, check_genes
-from screformer.benchmarks.simple_baselines import log1p_cp10k
+from screformer.benchmarks.cell_type_systems import NamedCells
+from screformer.benchmarks.systems_features import TrainingCells, query_features, training_cells
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -156,16 +156,16 @@ class ScPred:
             There is not one label a cell, there are fewer than two labels or a label has one cell only, or counts are
             not raw.
         """
-        names = check_labels(labels, adata.n_obs)
-        features = log1p_cp10k(adata.X)
-        components = fit_components(adata.X, features)
-        projected = components.project(features)
-        classes = np.unique(names)
+        cells = training_cells(adata, labels)
+        check_label_sizes(cells)
+        components = fit_components(adata.X, cells.features)
+        projected = components.project(cells.features)
         self._models = [
-            fit_label(projected, names == name, max_p_value=self.max_p_value, seed=seed) for name in classes
+            fit_label(projected, cells.class_ids == number, max_p_value=self.max_p_value, seed=seed)
+            for number in range(len(cells.classes))
         ]
-        self._components, self._classes = components, tuple(classes.tolist())
-        self._genes, self.rejection_rate = [str(name) for name in adata.var_names], None
+        self._components, self._classes = components, cells.classes
+        self._genes, self.rejection_rate = cells.genes, None
 
     def predict(self, adata: AnnData) -> NamedCells:
         """Name each cell by its most probable label; rows of `scores` do not sum to 1 (an SVM a label).
@@ -175,9 +175,9 @@ class ScPred:
         ValueError
             The genes are others, nothing has been fitted, or counts are not raw.
         """
-        check_genes(self._genes, adata)
+        features = query_features(adata, self._genes)
         assert self._components is not None
-        projected = self._components.project(log1p_cp10k(adata.X))
+        projected = self._components.project(features)
         scores = np.column_stack([model.probabilities(projected) for model in self._models])
         is_rejected = scores.max(axis=1) <= REJECT_AT
         self.rejection_rate = float(is_rejected.mean())
@@ -186,20 +186,12 @@ class ScPred:
         return NamedCells(labels, scores.astype(np.float32), self._classes)
 
 
-def check_labels(labels: Sequence[str], num_cells: int) -> npt.NDArray[np.str_]:
-    """Return labels as an array; raise ValueError unless there is one a cell, two labels, and two cells of each."""
-    names = np.asarray(labels, dtype=np.str_)
-    if names.shape != (num_cells,):
-        raise ValueError(f"labels must have one entry a cell: {num_cells} cells, got {len(names)}")
-    classes, sizes = np.unique(names, return_counts=True)
-    if len(classes) < 2:
-        raise ValueError(
-            f"labels must hold at least two labels, got {classes.tolist()}; there is nothing to tell apart"
-        )
+def check_label_sizes(cells: TrainingCells) -> None:
+    """Raise ValueError unless each label has two cells: one to fit on, one to hold out."""
+    sizes = np.bincount(cells.class_ids)
     if sizes.min() < MIN_CELLS:
-        rare = classes[sizes < MIN_CELLS].tolist()
+        rare = [name for name, size in zip(cells.classes, sizes.tolist(), strict=True) if size < MIN_CELLS]
         raise ValueError(f"each of labels needs at least {MIN_CELLS} cells, {rare} have fewer; leave them out")
-    return names
 
 
 def fit_components(

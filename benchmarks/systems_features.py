@@ -1,4 +1,4 @@
-"""What the simple and learned systems share: checked training cells, and an inner split to stop by."""
+"""What the systems share: labelled cells that were checked, as log1p CP10k."""
 
 from __future__ import annotations
 
@@ -10,16 +10,12 @@ import numpy.typing as npt
 from scipy import sparse
 
 from screformer.benchmarks.cell_type_systems import check_genes
-from screformer.benchmarks.simple_baselines import inner_folds, log1p_cp10k
-from screformer.train.splits import split_cells
+from screformer.benchmarks.simple_baselines import log1p_cp10k
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 Int64Array = npt.NDArray[np.int64]
-BoolArray = npt.NDArray[np.bool_]
-
-STOPPING_FRACTION = 0.15  # of the training cells, where there are no groups to hold out
 
 
 class TrainingCells(NamedTuple):
@@ -70,22 +66,6 @@ def query_features(adata: AnnData, genes: Sequence[str] | None) -> sparse.csr_ar
     """
     check_genes(genes, adata)
     return _log1p(adata)
-
-
-def is_for_stopping(class_ids: Int64Array, groups: Sequence[str] | None, seed: int) -> BoolArray:
-    """Return which training cells say when to stop (cells,): one fold of whole groups, else a stratified 15%.
-
-    A cell whose label is in no fitting cell says nothing and is not among them. False throughout where too few cells
-    are left.
-    """
-    if groups is not None and len(groups) != len(class_ids):
-        raise ValueError(f"groups must have one entry a cell: {len(class_ids)} cells, got {len(groups)}")
-    if groups is not None and len(set(groups)) > 1:
-        is_held_out = inner_folds(class_ids, groups, seed) == 0
-        return is_held_out & np.isin(class_ids, class_ids[~is_held_out])
-    names = class_ids.astype(np.str_)
-    split = split_cells(names, fractions=(1 - STOPPING_FRACTION, STOPPING_FRACTION, 0.0), seed=seed)
-    return np.isin(np.arange(len(class_ids)), split.validation)
 
 
 def _log1p(adata: AnnData) -> sparse.csr_array:

@@ -6,7 +6,7 @@ import torch
 from scipy import sparse
 
 from screformer.benchmarks.known_systems import SYSTEMS as KNOWN_SYSTEMS
-from screformer.benchmarks.systems_features import is_for_stopping, training_cells
+from screformer.benchmarks.systems_features import training_cells
 
 # Ports of published methods have tests of their own.
 SYSTEMS = {name: make for name, make in KNOWN_SYSTEMS.items() if name not in ("scpred", "sccatch")}
@@ -114,18 +114,3 @@ def test_components_are_those_of_the_training_cells():
     np.testing.assert_array_equal(system.components.components_, before)
     features = training_cells(train, labels).features.toarray()
     np.testing.assert_allclose(system.components.mean_, features.mean(axis=0), rtol=1e-6)
-
-
-def test_cells_to_stop_by_are_whole_groups_with_known_labels():
-    class_ids = np.array([0, 1, 0, 1, 2, 0])
-    groups = ["a", "a", "b", "b", "a", "b"]
-    is_held_out = is_for_stopping(class_ids, groups, 0)
-    assert len({group for group, is_out in zip(groups, is_held_out, strict=True) if is_out}) == 1
-    assert not is_held_out[4]
-    with pytest.raises(ValueError, match="groups must have one entry"):
-        is_for_stopping(class_ids, groups[1:], 0)
-
-
-def test_cells_to_stop_by_have_every_label_without_groups():
-    class_ids = np.repeat([0, 1], [20, 40])
-    np.testing.assert_array_equal(np.bincount(class_ids[is_for_stopping(class_ids, None, 0)]), [3, 6])

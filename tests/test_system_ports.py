@@ -73,7 +73,7 @@ def test_scpred_refuses_other_genes_too_few_cells_and_predict_before_fit():
         system.predict(adata)
     with pytest.raises(ValueError, match="one entry a cell"):
         system.fit(adata, labels[1:])
-    with pytest.raises(ValueError, match="at least two labels"):
+    with pytest.raises(ValueError, match="at least 2 labels"):
         system.fit(adata, ["alpha"] * 90)
     with pytest.raises(ValueError, match="leave them out"):
         system.fit(adata, ["rare", *labels[1:]])
@@ -179,3 +179,8 @@ def test_cluster_markers_are_those_of_a_slow_loop():
                 expected.append(gene)
         assert sorted(found) == expected
     assert exceeds(dense[:30, :5], dense[30:, :5]).all()
+
+
+def test_a_number_of_clusters_below_one_is_refused():
+    with pytest.raises(ValueError, match="num_clusters got 0; it must be at least 1"):
+        ScCatch(num_clusters=0)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from screformer.annotation.calibration_fit import calibrate
-from screformer.train.calibration_report import write_calibration
+from screformer.train.calibration_record import write_calibration
 from screformer.train.cell_trainer import CellTrainer
 
 

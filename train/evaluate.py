@@ -21,7 +21,7 @@ from screformer.configuration_screformer import ScReformerConfig
 from screformer.modeling_screformer import ScReformerForCellClassification
 from screformer.tokenization.corpus import Corpus, open_corpus
 from screformer.train.batch_size import BatchSize, read_batch_size
-from screformer.train.calibration_report import plot_reliability
+from screformer.train.calibration_record import plot_reliability
 from screformer.train.cell_dataset import CellDataset
 from screformer.train.corpus_columns import describe_corpus, name_cells, read_column
 from screformer.train.inference import predict_logits

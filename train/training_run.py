@@ -18,7 +18,7 @@ from transformers.trainer_utils import IntervalStrategy
 from screformer.annotation.unknown_types import UNKNOWN_TYPES_FILE
 from screformer.tokenization.corpus import Corpus
 from screformer.train.arguments import ScReformerTrainingArguments
-from screformer.train.calibration_report import CALIBRATION_FIGURE, CALIBRATION_FILE
+from screformer.train.calibration_record import CALIBRATION_FIGURE, CALIBRATION_FILE
 from screformer.train.cell_trainer import CellTrainer
 from screformer.train.checkpoints import (
     last_whole_checkpoint,
