@@ -41,9 +41,12 @@ class CellTypeSystem(Protocol):
     ----------
     title
         What tables call it.
+    is_inductive
+        A cell's label does not depend on which others are named with it. Tables mark systems that are not so.
     """
 
     title: str
+    is_inductive: bool
 
     def fit(self, adata: AnnData, labels: Sequence[str], *, groups: Sequence[str] | None = None, seed: int = 0) -> None:
         """Learn from labelled cells.

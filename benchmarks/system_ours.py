@@ -39,6 +39,8 @@ class ScReformerSystem:
         What tables call it.
     """
 
+    is_inductive = True
+
     def __init__(
         self,
         arguments: str = "finetune-small --preset tiny --config_overrides reversible=false",

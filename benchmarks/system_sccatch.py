@@ -61,6 +61,8 @@ class ScCatch:
         None is the number of labels.
     """
 
+    is_inductive = False
+
     def __init__(
         self,
         *,
@@ -72,7 +74,7 @@ class ScCatch:
         if num_clusters is not None and num_clusters < 1:
             raise ValueError(f"num_clusters got {num_clusters}; it must be at least 1, or None: as many as labels")
         source = "training markers" if markers is None else "marker table"
-        self.title = f"scCATCH (own port, {source}; transductive)"
+        self.title = f"scCATCH (own port, {source})"
         self._table = None if markers is None else read_markers(markers, tissues=tissues)
         self._label_of_type = label_of_type
         self._num_clusters = num_clusters

@@ -123,7 +123,8 @@ class ScPred:
         `max_p_value` is not above 0 and at most 1.
     """
 
-    title = "scPred (own port, no harmony; inductive)"
+    title = "scPred (own port, no harmony)"
+    is_inductive = True
 
     def __init__(self, *, is_rejecting: bool = False, max_p_value: float = 1.0) -> None:
         if not 0 < max_p_value <= 1:

@@ -35,6 +35,7 @@ class MajorityClass:
     """Says the most frequent training label of every cell; scores are the shares of the labels."""
 
     title = "Majority class"
+    is_inductive = True
 
     def __init__(self) -> None:
         self.genes: list[str] | None = None
@@ -55,6 +56,7 @@ class LogisticRegressionSystem:
     """Multinomial logistic regression on Pareto-scaled log1p CP10k, C searched: see `simple_baselines`."""
 
     title = "Logistic regression"
+    is_inductive = True
 
     def __init__(self) -> None:
         self.genes: list[str] | None = None
@@ -79,6 +81,7 @@ class LinearSVCSystem:
     """
 
     title = "Linear SVC"
+    is_inductive = True
 
     def __init__(self) -> None:
         self.genes: list[str] | None = None
@@ -109,6 +112,7 @@ class NearestNeighbors:
     """The vote of the 15 nearest training cells on 50 principal components of log1p CP10k, fitted on train alone."""
 
     title = "kNN (15) on 50 PCs"
+    is_inductive = True
 
     def __init__(self) -> None:
         self.genes: list[str] | None = None
