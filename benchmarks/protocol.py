@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -18,43 +17,19 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from anndata import AnnData
-from scipy import sparse
 from sklearn.metrics import confusion_matrix, f1_score, roc_auc_score
 
 from screformer.benchmarks.cell_type_systems import CellTypeSystem, NamedCells
+from screformer.benchmarks.labelled_data import LabelledData
 from screformer.benchmarks.measuring import peak_memory
-from screformer.tokenization.count_matrix import open_count_matrix
-from screformer.train.metrics import cell_type_scores
-from screformer.train.result_files import read_json, software_versions, write_json
+from screformer.train.metrics import cell_type_scores, expected_calibration_error
+from screformer.train.result_files import read_json, software_versions, write_json, written_aside
 from screformer.train.splits import Split, cross_validation_folds, split_cells
 
 logger = logging.getLogger("screformer.benchmarks.protocol")
 Kind = Literal["random", "five_fold", "leave_one_group_out"]
 KINDS: tuple[Kind, ...] = ("random", "five_fold", "leave_one_group_out")
 NO_LABEL = "(none)"
-BLOCK = 1024
-
-Strings = npt.NDArray[np.str_]
-
-
-class LabelledData(NamedTuple):
-    """Raw counts with their labels; cells without a label, or with one too rare, are left out.
-
-    Attributes
-    ----------
-    name
-        For tables and file names.
-    adata
-        Raw counts in `X`, sparse by rows; names of cells and genes.
-    labels, groups
-        Of each cell; groups are donors or data sets, None if none were named.
-    """
-
-    name: str
-    adata: AnnData
-    labels: Strings
-    groups: Strings | None
 
 
 class Fold(NamedTuple):
@@ -62,58 +37,6 @@ class Fold(NamedTuple):
 
     name: str
     cells: Split
-
-
-def read_labelled_data(
-    path: str | Path,
-    *,
-    label_column: str = "cell_type",
-    group_column: str | None = None,
-    exclude_labels: Sequence[str] = (),
-    min_cells: int = 10,
-    label_map: Mapping[str, str] | None = None,
-) -> LabelledData:
-    """Read raw counts of any format whole, with their labels.
-
-    Parameters
-    ----------
-    path
-        As for `open_count_matrix`.
-    label_column, group_column
-        Columns of `obs`.
-    exclude_labels
-        To leave out.
-    min_cells
-        Labels with fewer cells are left out: their F1 is a matter of luck.
-    label_map
-        Label of the file -> label of the comparison; others are left out. Without it labels stay.
-
-    Raises
-    ------
-    ValueError
-        A column is missing, or fewer than two labels are left.
-    """
-    with open_count_matrix(path) as matrix:
-        counts = sparse.vstack(list(matrix.blocks(BLOCK)), format="csr")
-        labels = np.array([label or "" for label in matrix.obs_column(label_column)], dtype=np.str_)
-        groups = None if group_column is None else np.array(
-            [group or "" for group in matrix.obs_column(group_column)], dtype=np.str_
-        )  # fmt: skip
-        names, genes = matrix.cell_ids, matrix.gene_names
-    if label_map is not None:
-        labels = np.array([label_map.get(label, "") for label in labels.tolist()], dtype=np.str_)
-    sizes = Counter(labels.tolist())
-    wanted = sorted(label for label in sizes if label and label not in exclude_labels and sizes[label] >= min_cells)
-    if len(wanted) < 2:
-        raise ValueError(
-            f"label_column={label_column!r}: {Path(path).name} has the labels {dict(sizes)}; at least two with "
-            f"{min_cells} cells are needed"
-        )
-    kept = np.flatnonzero(np.isin(labels, wanted))
-    adata = AnnData(counts[kept])
-    adata.obs_names, adata.var_names = [names[row] for row in kept.tolist()], genes
-    adata.var_names_make_unique()
-    return LabelledData(Path(path).stem, adata, labels[kept], None if groups is None else groups[kept])
 
 
 def make_folds(data: LabelledData, kind: Kind, *, seed: int = 2022) -> list[Fold]:
@@ -138,6 +61,27 @@ def make_folds(data: LabelledData, kind: Kind, *, seed: int = 2022) -> list[Fold
         raise ValueError("kind='leave_one_group_out' needs group_column, the column that names each cell's donor")
     folds = cross_validation_folds(data.labels, groups=data.groups, seed=seed)
     return [Fold(name, cells) for name, cells in zip(sorted(set(data.groups.tolist())), folds, strict=True)]
+
+
+def few_labelled_cells(data: LabelledData, fold: Fold, num_cells: int, *, seed: int = 2022) -> Fold:
+    """Return a fold with at most `num_cells` training cells of each label, and the same test cells.
+
+    Cells are drawn from the training and validation parts together; the more are asked for, the more are added to the
+    same ones. There is no validation part: systems that need one split what they have.
+
+    Raises
+    ------
+    ValueError
+        `num_cells` is below 1.
+    """
+    if num_cells < 1:
+        raise ValueError(f"num_cells got {num_cells}; it must be at least 1")
+    rows = np.concatenate([fold.cells.train, fold.cells.validation])
+    shuffled = np.random.default_rng(seed).permutation(np.sort(rows))
+    labels = data.labels[shuffled]
+    kept = np.concatenate([shuffled[labels == label][:num_cells] for label in np.unique(labels)])
+    cells = Split(np.sort(kept), np.empty(0, dtype=np.int64), fold.cells.test)
+    return Fold(f"{fold.name}-{num_cells}_per_label", cells)
 
 
 def write_split_file(path: str | Path, data: LabelledData, folds: Sequence[Fold], *, kind: Kind, seed: int) -> None:
@@ -191,10 +135,12 @@ def run_system(
 ) -> dict[str, Any]:  # Any: JSON
     """Fit a system to the training cells of a fold, test it, and return the record, which `work` keeps.
 
-    The record has ``system``, ``title``, ``data``, ``fold``, ``seed``, ``num_cells`` of each part, the scores of
-    `score_named_cells`, ``fit_seconds``, ``predict_seconds``, ``peak_bytes`` (resident memory beyond what there was
-    before, both together), ``date`` and ``versions``. Training cells are those of the parts train and
-    validation, which systems split by themselves if they need to; so all have the same.
+    The record has ``system``, ``title``, ``is_inductive``, ``settings`` (what the system was made with or has chosen:
+    its public attributes that are plain values), ``data``, ``fold``, ``seed``, ``num_cells`` of each part, the scores
+    of `score_named_cells`, ``fit_seconds``, ``predict_seconds``, ``peak_bytes`` (resident memory beyond what there was
+    before, both together), ``date`` and ``versions``. Beside it lies what was said of each test cell, see
+    `read_predictions`. Training cells are those of the parts train and validation, which systems split by themselves if
+    they need to; so all have the same.
 
     Parameters
     ----------
@@ -209,7 +155,7 @@ def run_system(
     work
         Folder with a JSON a run.
     """
-    path = Path(work) / f"{data.name}-{fold.name}-{name}-{seed}.json"
+    path = Path(work) / f"{_run_name(data.name, fold.name, name, seed)}.json"
     if path.exists():
         stored: dict[str, Any] = read_json(path)
         return stored
@@ -228,22 +174,77 @@ def run_system(
         seconds["predict_seconds"] = time.perf_counter() - begin
 
     peak = peak_memory(fit_and_predict)
+    truth = data.labels[test].tolist()
     record = {
         "system": name,
         "title": system.title,
+        "is_inductive": system.is_inductive,
+        "settings": _plain_attributes(system),
         "data": data.name,
         "fold": fold.name,
         "seed": seed,
         "num_cells": {"train": len(train), "test": len(test)},
-        **score_named_cells(named[0], data.labels[test].tolist()),
+        **score_named_cells(named[0], truth),
         **{key: round(value, 3) for key, value in seconds.items()},
         "peak_bytes": peak,
         "date": date.today().isoformat(),
         "versions": software_versions(),
     }
-    write_json(path, record)
+    _write_predictions(path.with_suffix(".npz"), named[0], truth, [str(cell) for cell in data.adata.obs_names[test]])
+    write_json(path, record)  # last: where it is, the run is complete
     logger.info("%s, %s: accuracy %.3f, macro-F1 %.3f", fold.name, system.title, record["accuracy"], record["macro_f1"])
     return record
+
+
+class Predictions(NamedTuple):
+    """What a system said of the test cells of a fold.
+
+    Attributes
+    ----------
+    cells
+        Names.
+    truth
+        Label of each.
+    named
+        What the system said.
+    """
+
+    cells: list[str]
+    truth: list[str]
+    named: NamedCells
+
+
+def read_predictions(record: Mapping[str, Any], work: str | Path) -> Predictions:
+    """Return what was said of each test cell in a run of `run_system`, from its record and the same folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        The folder does not have it.
+    """
+    path = Path(work) / f"{_run_name(*(record[key] for key in ('data', 'fold', 'system', 'seed')))}.npz"
+    with np.load(path, allow_pickle=False) as stored:
+        scores = stored.get("scores")
+        named = NamedCells(stored["labels"].tolist(), scores, tuple(stored["classes"].tolist()))
+        return Predictions(stored["cells"].tolist(), stored["truth"].tolist(), named)
+
+
+def _run_name(data: str, fold: str, system: str, seed: int) -> str:
+    return f"{data}-{fold}-{system}-{seed}"
+
+
+def _write_predictions(path: Path, named: NamedCells, truth: Sequence[str], cells: Sequence[str]) -> None:
+    strings = {"labels": named.labels, "classes": named.classes, "truth": truth, "cells": cells}
+    arrays: dict[str, npt.NDArray[Any]] = {name: np.array(values, dtype=np.str_) for name, values in strings.items()}
+    if named.scores is not None:
+        arrays["scores"] = named.scores
+    with written_aside(path) as aside, aside.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def _plain_attributes(system: CellTypeSystem) -> dict[str, Any]:  # Any: JSON
+    found = {name: value for name, value in vars(system).items() if not name.startswith("_") and name != "title"}
+    return {name: value for name, value in found.items() if value is None or isinstance(value, (bool, int, float, str))}
 
 
 def score_named_cells(named: NamedCells, truth: Sequence[str]) -> dict[str, Any]:  # Any: JSON
@@ -251,7 +252,8 @@ def score_named_cells(named: NamedCells, truth: Sequence[str]) -> dict[str, Any]
 
     Cells without a label are wrong, and ``rejected`` is their share. ``macro_auc`` is the mean over labels, one against
     the rest, of those that the system has scores for and that some test cells have and some have not; None without
-    scores.
+    scores. ``expected_calibration_error`` is None unless the scores are probabilities (rows sum to 1); the label of a
+    cell then has the probability of its class, or 0 if there is none.
 
     Raises
     ------
@@ -274,8 +276,32 @@ def score_named_cells(named: NamedCells, truth: Sequence[str]) -> dict[str, Any]
     return {
         **cell_type_scores(ours, true),
         "macro_auc": float(np.mean(areas)) if areas else None,
+        "expected_calibration_error": _calibration_error(named, truth),
         "f1": {label: float(f1[ids[label]]) for label in sorted(set(truth))},
         "label_names": names,
         "confusion_matrix": confusion_matrix(true, ours, labels=np.arange(len(names))).tolist(),
         "rejected": float(np.mean([not label for label in named.labels])),
     }
+
+
+def _calibration_error(named: NamedCells, truth: Sequence[str]) -> float | None:
+    if not has_probabilities(named):
+        return None
+    assert named.scores is not None
+    is_right = np.array([label == right for label, right in zip(named.labels, truth, strict=True)])
+    return expected_calibration_error(is_right, label_probabilities(named))
+
+
+def has_probabilities(named: NamedCells) -> bool:
+    """Return whether the scores are probabilities: at least 0 in rows that sum to 1."""
+    scores = named.scores
+    return scores is not None and bool(scores.min() >= 0 and np.abs(scores.sum(axis=1) - 1).max() < 1e-3)
+
+
+def label_probabilities(named: NamedCells) -> npt.NDArray[np.float64]:
+    """Return the probability of each cell's label, (cells,), of scores that are probabilities; 0 without a label."""
+    assert named.scores is not None
+    columns = {label: column for column, label in enumerate(named.classes)}
+    chosen = np.array([columns.get(label, -1) for label in named.labels], dtype=np.int64)
+    found = named.scores[np.arange(len(chosen)), chosen].astype(np.float64)
+    return np.where(chosen < 0, 0.0, np.clip(found, 0, 1))

@@ -8,13 +8,22 @@ from typing import Any, Literal, NamedTuple
 
 from screformer.benchmarks.cell_type_systems import CellTypeSystem
 from screformer.benchmarks.comparison import compare_systems
+from screformer.benchmarks.few_labels import compare_with_few_labels
 from screformer.benchmarks.known_systems import SYSTEMS
-from screformer.benchmarks.protocol import Kind, LabelledData, read_labelled_data
+from screformer.benchmarks.labelled_data import LabelledData, join_labelled_data, read_labelled_data
+from screformer.benchmarks.protocol import Kind
 from screformer.benchmarks.system_ours import ScReformerSystem
 from screformer.tokenization.example_cells import example_cells_path
+from screformer.train.result_files import read_json
 
-Suite = Literal["small", "full"]
+Suite = Literal["small", "full", "across"]
 OURS = "screformer"
+# What runs anywhere in minutes.
+SMALL = (
+    OURS, "majority_class", "logistic_regression", "linear_svc", "knn", "mlp", "scpred", "sccatch", "xgboost",
+    "celltypist", "singler",
+)  # fmt: skip
+UNMAPPED = "unmapped"
 
 
 class CellsToCompareOn(NamedTuple):
@@ -51,39 +60,73 @@ def run_suite(
     *,
     cells: Sequence[str] = (),
     systems: Sequence[str] = (),
+    label_map: str | Path | None = None,
+    few_labels: Sequence[int] = (),
     seeds: int = 1,
     output: str | Path = "benchmarks/results",
     work: str | Path = "runs/comparison",
     command: str = "run_suite",
 ) -> list[dict[str, Any]]:  # Any: JSON
-    """Compare systems, and return the result of each file.
+    """Compare systems, and return the result of each comparison.
 
     Parameters
     ----------
     suite
-        ``"small"``: the packaged pancreas, each donor held out once; ``"full"``: that, and five folds of each file.
+        ``"small"``: the quick systems on the packaged pancreas, each donor held out once. ``"full"``: all systems on
+        that and on each file, five folds of cells, and where groups are known each of them held out once, so that both
+        say what new donors cost. ``"across"``: the files put together, each held out once; trained on the others.
     cells
-        Files of the full suite, ``FILE[:LABELS[:GROUPS]]``; those with groups have each of them held out once.
+        Files of the full suite and of that across files, ``FILE[:LABELS[:GROUPS]]``.
     systems
-        Names; default all.
+        Names; default all of the suite.
+    label_map
+        JSON file, {name of a file without its ending: {label in it: label of the comparison}}; labels that are not
+        in it, or stand for "unmapped", are left out. Files that it does not name keep their labels.
+    few_labels
+        Also train on at most so many cells of each type; see `compare_with_few_labels`.
     seeds, output, work, command
         As for `compare_systems`.
 
     Raises
     ------
     ValueError
-        A name is unknown, or files are named for the small suite or none for the full one.
+        A name is unknown, or files are named for the small suite, none for the full one or fewer than two for that
+        across files.
     """
-    chosen = known_systems(systems)
-    if (suite == "full") != bool(cells):
-        raise ValueError(f"suite={suite!r} got the files {list(cells)}: the full one needs some, the small one none")
+    chosen = known_systems(systems or (_of_small_suite() if suite == "small" else ()))
+    least = {"small": 0, "full": 1, "across": 2}[suite]
+    if len(cells) < least or (suite == "small" and cells):
+        wanted = "none: its cells are packaged" if suite == "small" else f"at least {least}: give --cells for each"
+        raise ValueError(f"suite={suite!r} got the files {list(cells)}; it takes {wanted}")
+    maps: Mapping[str, Mapping[str, str]] = read_json(label_map) if label_map is not None else {}
+    named = [CellsToCompareOn.parse(text) for text in cells]
+    comparisons: list[tuple[LabelledData, Kind]] = []
+    if suite == "across":
+        comparisons.append((join_labelled_data([_read(one, maps) for one in named]), "leave_one_group_out"))
+    else:
+        for one in (CellsToCompareOn(str(example_cells_path()), group_column="donor"), *named):
+            data = _read(one, maps)
+            if data.groups is not None:
+                comparisons.append((data, "leave_one_group_out"))
+            if data.groups is None or suite == "full":
+                comparisons.append((data, "five_fold"))
     results = []
-    for one in (CellsToCompareOn(str(example_cells_path()), group_column="donor"), *map(CellsToCompareOn.parse, cells)):
-        kind: Kind = "five_fold" if one.group_column is None else "leave_one_group_out"
-        data = _read(one)
-        results.append(compare_systems(data, chosen, kind=kind, output=output, work=work, seeds=seeds, command=command))
+    for data, kind in comparisons:
+        where: Any = {"kind": kind, "output": output, "work": work, "seeds": seeds, "command": command}
+        results.append(compare_systems(data, chosen, **where))
+        if few_labels and (data.groups is None or kind == "leave_one_group_out"):
+            compare_with_few_labels(data, chosen, few_labels, **where)
     return results
 
 
-def _read(one: CellsToCompareOn) -> LabelledData:
-    return read_labelled_data(one.path, label_column=one.label_column, group_column=one.group_column)
+def _of_small_suite() -> list[str]:
+    return [name for name in SMALL if name == OURS or name in SYSTEMS]
+
+
+def _read(one: CellsToCompareOn, maps: Mapping[str, Mapping[str, str]]) -> LabelledData:
+    label_map = maps.get(Path(one.path).stem)
+    if label_map is not None:
+        label_map = {label: common for label, common in label_map.items() if common and common != UNMAPPED}
+    return read_labelled_data(
+        one.path, label_column=one.label_column, group_column=one.group_column, label_map=label_map
+    )

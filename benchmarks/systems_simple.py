@@ -65,6 +65,7 @@ class LogisticRegressionSystem:
         """Search C, then fit on every training cell; see `CellTypeSystem.fit`."""
         cells = training_cells(adata, labels)
         self.regression: FittedRegression = fit_logistic_regression(cells.features, labels, groups=groups, seed=seed)
+        self.inverse_strength = self.regression.inverse_strength
         self.genes = cells.genes
 
     def predict(self, adata: AnnData) -> NamedCells:

@@ -14,11 +14,20 @@ benchmark = typer.Typer(no_args_is_help=True, help="Measure screformer beside it
 def benchmark_suite(
     context: typer.Context,
     suite: Annotated[
-        Literal["small", "full"] | None,
-        typer.Option(help="Compare all systems: on the packaged pancreas (small), and on files too (full)."),
+        Literal["small", "full", "across"] | None,
+        typer.Option(
+            help="small: quick systems on the packaged pancreas, each donor held out. full: all systems, on files too. "
+            "across: train on one file, test on another."
+        ),
     ] = None,
     cells: Annotated[
-        list[str] | None, typer.Option(help="Of the full suite: FILE[:LABELS[:DONORS]]. Give it once for each.")
+        list[str] | None, typer.Option(help="FILE[:LABELS[:DONORS]], not for small. Give it once for each.")
+    ] = None,
+    label_map: Annotated[
+        Path | None, typer.Option(help="JSON: {name of a file: {its label: label of the comparison}}.")
+    ] = None,
+    few_labels: Annotated[
+        list[int] | None, typer.Option(help="Train on so many cells of each type, too. Give it once for each.")
     ] = None,
     system: Annotated[list[str] | None, typer.Option(help="Only this system. Give it once for each.")] = None,
     seeds: Annotated[int, typer.Option(help="Seeds of each system and fold.")] = 1,
@@ -38,18 +47,29 @@ def benchmark_suite(
     if context.invoked_subcommand is not None:
         return
     if suite is None:
-        fail("--suite small or full, or a command: see screformer benchmark --help")
+        fail("--suite small, full or across, or a command: see screformer benchmark --help")
     from .benchmarks.suites import run_suite
 
-    chosen: Literal["small", "full"] = suite
-    command = f"screformer benchmark --suite {suite} --seeds {seeds}"
+    chosen: Literal["small", "full", "across"] = suite
+    given = [f" --cells {Path(one).name}" for one in cells or ()] + [f" --system {name}" for name in system or ()]
+    given += [f" --few-labels {number}" for number in few_labels or ()]
+    given += [f" --label-map {label_map.name}"] if label_map else []
+    command = f"screformer benchmark --suite {suite}{''.join(given)} --seeds {seeds}"
     results = run(
         lambda: run_suite(
-            chosen, cells=cells or (), systems=system or (), seeds=seeds, output=output, work=work, command=command
+            chosen,
+            cells=cells or (),
+            systems=system or (),
+            label_map=label_map,
+            few_labels=few_labels or (),
+            seeds=seeds,
+            output=output,
+            work=work,
+            command=command,
         )
     )
     for result in results:
-        say(f"{result['question']} {output}")
+        say(f"{result['question']} ({result['kind'].replace('_', ' ')}) {output}")
         for row in result["systems"].values():
             say(f"  {row['title']:<48} accuracy {row['accuracy']:.3f}  macro-F1 {row['macro_f1']:.3f}")
 

@@ -2,12 +2,17 @@
 
 import json
 
+import numpy as np
 import pytest
 from small_corpus import make_cells
 from test_protocol import Nearest
 
-from screformer.benchmarks.comparison import compare_systems, format_comparison, summarize_systems
-from screformer.benchmarks.protocol import read_labelled_data
+from screformer.benchmarks.cell_type_systems import NamedCells
+from screformer.benchmarks.comparison import compare_systems
+from screformer.benchmarks.comparison_statistics import paired_tests, pool_cells, summarize_systems
+from screformer.benchmarks.few_labels import compare_with_few_labels
+from screformer.benchmarks.labelled_data import read_labelled_data
+from screformer.benchmarks.protocol import Predictions
 
 
 class Missing(Nearest):
@@ -20,7 +25,8 @@ class Missing(Nearest):
 def run_of(system, fold, macro_f1, *, seed=0, auc=None):
     scores = {"accuracy": macro_f1, "macro_f1": macro_f1, "balanced_accuracy": macro_f1, "macro_auc": auc}
     cost = {"fit_seconds": 1.0, "predict_seconds": 0.5, "rejected": 0.0, "peak_bytes": 2_000_000}
-    return {"system": system, "title": system, "fold": fold, "seed": seed, **scores, **cost}
+    scores |= {"expected_calibration_error": None, "f1": {"alpha": macro_f1}}
+    return {"system": system, "title": system, "is_inductive": True, "fold": fold, "seed": seed, **scores, **cost}
 
 
 def test_systems_run_on_all_folds_and_missing_ones_are_named(tmp_path):
@@ -37,13 +43,16 @@ def test_systems_run_on_all_folds_and_missing_ones_are_named(tmp_path):
     assert len(results["runs"]) == 2 * 4 * 2
     assert list(results["left_out"]) == ["missing"]
     assert results["systems"]["nearest"]["less_baseline"]["macro_f1"] == 0
-    assert json.loads((tmp_path / "out" / "comparison-cells.json").read_text()) == results
-    text = (tmp_path / "out" / "comparison-cells.md").read_text()
+    assert json.loads((tmp_path / "out" / "comparison-cells-leave_one_group_out.json").read_text()) == results
+    text = (tmp_path / "out" / "comparison-cells-leave_one_group_out.md").read_text()
     assert "**Weak set**" in text
     assert "Left out: missing (nowhere is not installed: pip install nowhere" in text
     assert "4 folds, 2 seeds" in text
-    assert (tmp_path / "out" / "comparison-cells.png").exists()
-    assert json.loads((tmp_path / "out" / "comparison-cells-split.json").read_text())["kind"] == "leave_one_group_out"
+    assert (tmp_path / "out" / "comparison-cells-leave_one_group_out.png").exists()
+    assert (
+        json.loads((tmp_path / "out" / "comparison-cells-leave_one_group_out-split.json").read_text())["kind"]
+        == "leave_one_group_out"
+    )
     with pytest.raises(ValueError, match="seeds got 0"):
         compare_systems(data, {}, kind="random", output=tmp_path, work=tmp_path, seeds=0)
 
@@ -67,14 +76,63 @@ def test_seeds_are_averaged_within_folds_and_differences_are_paired():
 def test_one_fold_has_no_interval():
     (row,) = summarize_systems([run_of("ours", "a", 0.5)]).values()
     assert row["macro_f1_sd"] is None
-    results = {
-        "question": "?",
-        "date": "d",
-        "command": "c",
-        "kind": "random",
-        "num_folds": 1,
-        "seeds": 1,
-        "left_out": {},
+    assert row["macro_f1_interval"] is None
+    assert row["f1"] == {"alpha": 0.5}
+
+
+def said(cells, truth, labels, scores=None, classes=("a", "b")):
+    named = NamedCells(labels, None if scores is None else np.array(scores, dtype=np.float32), classes)
+    return Predictions(cells, truth, named)
+
+
+def test_pairs_are_tested_over_folds_and_over_cells():
+    runs = [run_of("x", fold, value) for fold, value in zip("abcd", [0.9, 0.8, 0.9, 0.7], strict=True)]
+    runs += [run_of("y", fold, value) for fold, value in zip("abcd", [0.7, 0.7, 0.8, 0.6], strict=True)]
+    runs += [run_of("z", fold, value) for fold, value in zip("abcd", [0.7, 0.7, 0.8, 0.6], strict=True)]
+    cells, truth = [f"c{number}" for number in range(12)], ["a"] * 12
+    predictions = {
+        "x": [said(cells, truth, ["a"] * 11 + ["b"])],
+        "y": [said(cells, truth, ["b"] * 10 + ["a", "a"])],
+        "z": [said(cells, truth, ["b"] * 10 + ["a", "a"])],
     }
-    results |= {"versions": {"screformer": "1"}, "systems": {"ours": row}}
-    assert "| ours | 0.500 | 0.500 | - |  | - | 1.0 | 2 |" in format_comparison(results)
+    rows = {(row["first"], row["second"]): row for row in paired_tests(runs, predictions)}
+    found = rows["x", "y"]
+    assert found["macro_f1"] == pytest.approx(0.125)
+    assert found["p_folds"] == pytest.approx(2 / 16)  # all four signs alike, either way
+    assert (found["only_first_right"], found["only_second_right"]) == (10, 1)
+    assert found["p_cells"] == pytest.approx(2 * (1 + 11) / 2**11)
+    assert found["p_cells_adjusted"] == pytest.approx(found["p_cells"] * 3 / 2)  # two of three pairs have it
+    same = rows["y", "z"]
+    assert (same["macro_f1"], same["p_folds"], same["p_cells"], same["p_cells_adjusted"]) == (0, 1, 1, 1)
+
+
+def test_all_test_cells_together():
+    folds = [
+        said(["1", "2"], ["a", "b"], ["a", ""], [[0.9, 0.1], [0.3, 0.7]]),
+        said(["3", "4"], ["b", "b"], ["b", "a"], [[0.2, 0.8], [0.6, 0.4]]),
+    ]
+    found = pool_cells(folds)
+    assert found["label_names"] == ["(none)", "a", "b"]
+    assert found["confusion_matrix"] == [[0, 0, 0], [0, 1, 0], [1, 1, 1]]
+    assert found["roc_curves"]["a"]["auc"] == 1
+    assert [(bin["num_cells"], bin["accuracy"]) for bin in found["reliability"]] == [(1, 0), (1, 0), (1, 1), (1, 1)]
+    without = pool_cells([said(["1", "2"], ["a", "b"], ["a", "b"])])
+    assert without["roc_curves"] == {"a": None, "b": None}
+    assert without["reliability"] is None
+
+
+def test_few_labels_make_a_curve(tmp_path):
+    make_cells(120, types=["alpha", "beta", "duct"]).write_h5ad(tmp_path / "cells.h5ad")
+    data = read_labelled_data(tmp_path / "cells.h5ad", group_column="donor")
+    where = {"kind": "leave_one_group_out", "output": tmp_path / "out", "work": tmp_path / "work"}
+    systems = {"nearest": Nearest, "logistic_regression": Nearest, "missing": Missing}
+    results = compare_with_few_labels(data, systems, [5, 1], **where)
+    assert list(results["points"]) == ["1", "5"]
+    assert results["points"]["5"]["nearest"]["macro_f1"] > 0.9
+    assert list(results["left_out"]) == ["missing"]
+    text = (tmp_path / "out" / "few-labels-cells-leave_one_group_out.md").read_text()
+    assert "| system | 1 a type | 5 a type |" in text
+    assert "(+0.000)" in text
+    assert (tmp_path / "out" / "few-labels-cells-leave_one_group_out.png").exists()
+    with pytest.raises(ValueError, match="numbers is empty"):
+        compare_with_few_labels(data, systems, [], **where)

@@ -7,9 +7,11 @@ import pytest
 from small_corpus import TINY_MODEL, make_cells, make_tokenizer
 
 from screformer.benchmarks.cell_type_systems import NamedCells, check_genes, need
+from screformer.benchmarks.labelled_data import join_labelled_data, read_labelled_data
 from screformer.benchmarks.protocol import (
+    few_labelled_cells,
     make_folds,
-    read_labelled_data,
+    read_predictions,
     read_split_file,
     run_system,
     score_named_cells,
@@ -22,6 +24,7 @@ class Nearest:
     """Names a cell like the training type whose mean is nearest."""
 
     title = "nearest mean"
+    is_inductive = True
 
     def __init__(self):
         self.fitted = 0
@@ -90,6 +93,53 @@ def test_folds_that_cannot_be_are_refused(data):
         make_folds(data._replace(groups=None), "leave_one_group_out")
 
 
+def test_few_labelled_cells_grow_and_leave_the_test_cells(data):
+    fold = make_folds(data, "leave_one_group_out")[0]
+    few, more = (few_labelled_cells(data, fold, number) for number in (2, 5))
+    assert few.name == f"{fold.name}-2_per_label"
+    for kept, number in ((few, 2), (more, 5)):
+        labels, numbers = np.unique(data.labels[kept.cells.train], return_counts=True)
+        assert dict(zip(labels.tolist(), numbers.tolist(), strict=True)) == dict.fromkeys(
+            ["alpha", "beta", "duct"], number
+        )
+        assert not len(kept.cells.validation)
+        np.testing.assert_array_equal(kept.cells.test, fold.cells.test)
+        assert not set(kept.cells.train.tolist()) & set(fold.cells.test.tolist())
+    assert set(few.cells.train.tolist()) < set(more.cells.train.tolist())
+    with pytest.raises(ValueError, match="num_cells got 0; it must be at least 1"):
+        few_labelled_cells(data, fold, 0)
+
+
+def test_data_sets_are_joined_by_genes_and_labels_that_they_share(tmp_path, monkeypatch):
+    first, second = make_cells(60, types=["alpha", "beta", "duct"]), make_cells(60, seed=1, types=["A", "B", "other"])
+    first.write_h5ad(tmp_path / "first.h5ad")
+    second[:, second.var_names[:0:-1]].copy().write_h5ad(tmp_path / "second.h5ad")  # other order, one gene less
+    parts = [
+        read_labelled_data(tmp_path / "first.h5ad"),
+        read_labelled_data(tmp_path / "second.h5ad", label_map={"A": "alpha", "B": "beta", "other": "other"}),
+    ]
+    with pytest.raises(ValueError, match="first and second share 39 gene names; at least 100"):
+        join_labelled_data(parts)
+    monkeypatch.setattr("screformer.benchmarks.labelled_data.MIN_SHARED_GENES", 10)
+    joined = join_labelled_data(parts)
+    assert joined.name == "first+second"
+    assert sorted(set(joined.labels.tolist())) == ["alpha", "beta"]
+    assert joined.adata.var_names.tolist() == first.var_names[1:].tolist()
+    for part in parts:
+        rows = np.flatnonzero(joined.groups == part.name)
+        own = part.adata[np.isin(part.labels, ["alpha", "beta"])][:, joined.adata.var_names]
+        np.testing.assert_array_equal(joined.adata.X[rows].toarray(), own.X.toarray())
+    for fold in make_folds(joined, "leave_one_group_out"):
+        assert set(joined.groups[fold.cells.test].tolist()) == {fold.name}
+        assert fold.name not in joined.groups[fold.cells.train]
+    with pytest.raises(ValueError, match=r"got the data sets \['first', 'first'\]"):
+        join_labelled_data([parts[0], parts[0]])
+    with pytest.raises(ValueError, match=r"share the labels \['alpha'\]; at least two"):
+        join_labelled_data(
+            [parts[0], parts[1]._replace(labels=np.where(parts[1].labels == "beta", "b", parts[1].labels))]
+        )
+
+
 def test_a_system_sees_the_training_cells_alone_and_is_not_run_twice(data, tmp_path):
     fold = make_folds(data, "leave_one_group_out")[1]
     system = Nearest()
@@ -100,6 +150,12 @@ def test_a_system_sees_the_training_cells_alone_and_is_not_run_twice(data, tmp_p
     assert record["macro_auc"] == 1
     assert record["peak_bytes"] >= 0
     assert record["fit_seconds"] >= 0
+    assert record["settings"] == {"fitted": 1}
+    assert record["is_inductive"]
+    said = read_predictions(record, tmp_path / "runs")
+    assert said.cells == data.adata.obs_names[fold.cells.test].tolist()
+    assert said.truth == said.named.labels == data.labels[fold.cells.test].tolist()
+    assert said.named.scores.shape == (30, 3)
     again = run_system(system, "nearest", data, fold, seed=3, work=tmp_path / "runs")
     assert system.fitted == 1
     assert again == json.loads((tmp_path / "runs" / "cells-human2-nearest-3.json").read_text())
@@ -114,6 +170,13 @@ def test_cells_without_a_label_and_wrong_ones_are_errors():
     assert found["label_names"] == ["(none)", "a", "b", "c"]
     assert np.sum(found["confusion_matrix"]) == 4
     assert found["macro_auc"] == 1.0
+    # Confidence .9 right, 0 wrong (no label), .7 right, .6 wrong, each in a bin of its own.
+    assert found["expected_calibration_error"] == pytest.approx((0.1 + 0 + 0.3 + 0.6) / 4)
+    assert score_named_cells(NamedCells(["a", "b"], 2 * scores[:2], ("a", "b")), ["a", "b"])["macro_auc"] is not None
+    assert (
+        score_named_cells(NamedCells(["a", "b"], 2 * scores[:2], ("a", "b")), ["a", "b"])["expected_calibration_error"]
+        is None
+    )
     assert score_named_cells(NamedCells(["a", "b"], None, ()), ["a", "b"])["macro_auc"] is None
     with pytest.raises(ValueError, match="truth has 2 labels for 1 cells"):
         score_named_cells(NamedCells(["a"], None, ()), ["a", "b"])

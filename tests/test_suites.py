@@ -38,7 +38,7 @@ def test_the_small_suite_holds_out_each_donor(tmp_path):
     assert result.exit_code == 0, result.output
     assert "How well do systems name the cell types of cells?" in result.output
     assert "nearest mean" in result.output
-    found = json.loads((tmp_path / "out" / "comparison-cells.json").read_text())
+    found = json.loads((tmp_path / "out" / "comparison-cells-leave_one_group_out.json").read_text())
     assert (found["kind"], found["num_folds"]) == ("leave_one_group_out", 4)
     assert set(found["systems"]) == {OURS, "logistic_regression"}
 
@@ -47,14 +47,35 @@ def test_the_full_suite_takes_files_too(tmp_path):
     make_cells(60, seed=1).write_h5ad(tmp_path / "other.h5ad")
     where = {"output": tmp_path / "out", "work": tmp_path / "work"}
     results = run_suite("full", cells=[str(tmp_path / "other.h5ad")], systems=[OURS], **where)
-    assert [result["kind"] for result in results] == ["leave_one_group_out", "five_fold"]
-    for suite, cells in (("full", []), ("small", ["a.h5ad"])):
+    assert [(result["data"], result["kind"]) for result in results] == [
+        ("cells", "leave_one_group_out"), ("cells", "five_fold"), ("other", "five_fold")
+    ]  # fmt: skip
+    for suite, cells in (("full", []), ("small", ["a.h5ad"]), ("across", ["a.h5ad"])):
         with pytest.raises(ValueError, match=rf"suite='{suite}' got the files"):
             run_suite(suite, cells=cells, **where)
+
+
+def test_training_on_one_file_and_testing_on_another(tmp_path, monkeypatch):
+    monkeypatch.setattr("screformer.benchmarks.labelled_data.MIN_SHARED_GENES", 10)
+    make_cells(60, seed=1, types=["A", "B", "C"]).write_h5ad(tmp_path / "other.h5ad")
+    (tmp_path / "map.json").write_text('{"other": {"A": "alpha", "B": "beta", "C": "unmapped"}}')
+    options = ["--cells", str(tmp_path / "cells.h5ad"), "--cells", str(tmp_path / "other.h5ad")]
+    options += ["--label-map", str(tmp_path / "map.json"), "--few-labels", "3"]
+    options += ["--output", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+    result = CliRunner().invoke(app, ["benchmark", "--suite", "across", *options])
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "out" / "comparison-cells+other-leave_one_group_out.json").read_text())
+    assert found["command"] == (
+        "screformer benchmark --suite across --cells cells.h5ad --cells other.h5ad --few-labels 3 --label-map map.json "
+        "--seeds 1"
+    )
+    assert {run["fold"] for run in found["runs"]} == {"cells", "other"}
+    assert found["systems"][OURS]["label_names"] == ["alpha", "beta"]
+    assert (tmp_path / "out" / "few-labels-cells+other-leave_one_group_out.json").exists()
 
 
 def test_without_a_suite_or_a_command_the_help_is_shown():
     assert "--suite" in CliRunner().invoke(app, ["benchmark"]).output
     result = CliRunner().invoke(app, ["benchmark", "--seeds", "2"])
     assert result.exit_code == 1
-    assert "--suite small or full" in result.output
+    assert "--suite small, full or across" in result.output

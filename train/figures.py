@@ -228,6 +228,7 @@ def plot_comparison(
     *,
     title: str = "Comparison",
     score_names: Sequence[str] = ("accuracy", "macro_f1"),
+    intervals: Mapping[str, Mapping[str, Sequence[float] | None]] | None = None,
 ) -> None:
     """Draw models beside each other, a bar for each score with its value (paper, figure 4).
 
@@ -241,6 +242,8 @@ def plot_comparison(
         Headline.
     score_names
         The scores to show, in order; a model may lack one.
+    intervals
+        Model -> score name -> lower and upper end, drawn as a line over the bar; None where there is none.
     """
     models = list(scores)
     figure, axes = _new_figure(8.0, 1.5 + 0.3 * len(models) * (len(score_names) + 0.7))
@@ -249,9 +252,14 @@ def plot_comparison(
         places = np.arange(len(models)) + (index - (len(score_names) - 1) / 2) * height
         values = [scores[model].get(score, np.nan) for model in models]
         axes.barh(places, values, height=height * 0.92, label=SCORE_NAMES.get(score, score), **_fill(index))
-        for place, value in zip(places, values, strict=True):
+        for model, place, value in zip(models, places, values, strict=True):
             text = "not measured" if np.isnan(value) else f"{value:.3f}"
-            axes.text(np.nan_to_num(value) + 0.01, place, text, va="center", fontsize=FONT_SIZE - 1)
+            ends = (intervals or {}).get(model, {}).get(score)
+            if ends is not None:
+                axes.plot(ends, [place, place], color="black", linewidth=1.2, solid_capstyle="butt")
+            axes.text(
+                np.nan_to_num(max(value, *(ends or [value]))) + 0.01, place, text, va="center", fontsize=FONT_SIZE - 1
+            )
     axes.set_yticks(range(len(models)), [_shorten(model) for model in models])
     axes.set_ylim(len(models) - 0.5, -0.5)
     axes.set_xlim(0, 1.1)
@@ -259,6 +267,73 @@ def plot_comparison(
     axes.set_xlabel("Score on the test cells")
     axes.set_title(title)
     axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+    _save(figure, path)
+
+
+def plot_score_curves(
+    curves: Mapping[str, Mapping[float, float]],
+    path: str | Path,
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str = "Macro-F1 of the test cells",
+) -> None:
+    """Draw a line a model with a mark at each measured point, over a logarithmic axis.
+
+    Parameters
+    ----------
+    curves
+        Model -> place on the x-axis, above 0 -> score.
+    path
+        PNG file to write.
+    title, xlabel, ylabel
+        Headline, and what the axes are.
+    """
+    figure, axes = _new_figure(9.0, 5.2)
+    for index, (name, points) in enumerate(curves.items()):
+        places = sorted(points)
+        style = _line(index) | {"marker": MARKERS[index // 6 % len(MARKERS)]}
+        axes.plot(places, [points[place] for place in places], label=_shorten(name), **style)
+    ticks = sorted({place for points in curves.values() for place in points})
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.set_title(title)
+    axes.grid(color="0.9")
+    axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=FONT_SIZE - 1)
+    _save(figure, path)
+
+
+def plot_cost(
+    points: Mapping[str, tuple[float, float]],
+    path: str | Path,
+    *,
+    title: str,
+    ylabel: str = "Macro-F1 of the test cells",
+) -> None:
+    """Draw models by what they cost and how well they do, each with its name.
+
+    Parameters
+    ----------
+    points
+        Model -> seconds, above 0; and a score.
+    path
+        PNG file to write.
+    title, ylabel
+        Headline, and what the score is.
+    """
+    figure, axes = _new_figure(9.0, 5.2)
+    for index, (name, (seconds, score)) in enumerate(points.items()):
+        marker = MARKERS[index // len(COLORS) % len(MARKERS)]
+        axes.plot([seconds], [score], marker, color=COLORS[index % len(COLORS)], markersize=8, label=_shorten(name))
+    axes.set_xscale("log")
+    axes.set_xlabel("Seconds to learn and to name the test cells")
+    axes.set_ylabel(ylabel)
+    axes.set_title(title)
+    axes.grid(color="0.9")
+    axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=FONT_SIZE - 1)
     _save(figure, path)
 
 

@@ -53,7 +53,7 @@ def classification_metrics(
     scores = _check_probabilities(truth, np.asarray(probabilities, dtype=np.float64), label_names)
     predicted = scores.argmax(axis=1)
     names = [str(name) for name in label_names]
-    curves = {name: _roc_curve(truth == index, scores[:, index]) for index, name in enumerate(names)}
+    curves = {name: roc_points(truth == index, scores[:, index]) for index, name in enumerate(names)}
     areas = [curve["auc"] for curve in curves.values() if curve is not None]
     return {
         **cell_type_scores(predicted, truth),
@@ -153,7 +153,11 @@ def _per_class(
     }
 
 
-def _roc_curve(is_positive: npt.NDArray[np.bool_], scores: FloatArray) -> dict[str, Any] | None:
+def roc_points(is_positive: npt.NDArray[np.bool_], scores: FloatArray) -> dict[str, Any] | None:
+    """Return ``auc``, and at most 200 points as ``false_positive_rate`` and ``true_positive_rate``.
+
+    None where all cells are positive, or none is.
+    """
     if is_positive.all() or not is_positive.any():
         return None
     false_positive, true_positive, _ = roc_curve(is_positive, scores)
