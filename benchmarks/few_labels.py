@@ -95,8 +95,8 @@ def format_few_labels(results: Mapping[str, Any]) -> str:
         f"# {results['question']}",
         "",
         f"{results['date']}, `{results['command']}`, {results['kind'].replace('_', ' ')}, {results['num_folds']} "
-        f"folds, {results['seeds']} seed{'s' if results['seeds'] > 1 else ''}. Macro-F1 of the same test cells, trained on "
-        "at most so many cells of each type; in brackets the difference to logistic regression.",
+        f"folds, {results['seeds']} seed{'s' if results['seeds'] > 1 else ''}. Macro-F1 of the same test cells, "
+        "trained on at most so many cells of each type; in brackets the difference to logistic regression.",
         "",
         few_labels_table(results),
         *(f"\nLeft out: {name} ({why})." for name, why in results["left_out"].items()),
