@@ -24,12 +24,12 @@ MEGABYTE = 1e6
 CURVE_DIGITS = 4
 
 
-def summarize_systems(runs: Sequence[Mapping[str, Any]]) -> Json:
+def summarize_systems(runs: Sequence[Mapping[str, Any]], *, baseline: str = BASELINE) -> Json:
     """Return system -> means over folds and seeds, best macro-F1 first.
 
     Beside each of accuracy, macro_f1, balanced_accuracy, macro_auc and expected_calibration_error its ``_sd`` (over
     folds, seeds averaged) and ``_interval`` (95%, folds drawn anew 10,000 times; None for one fold);
-    ``less_baseline``, the mean difference of macro_f1 to logistic regression on the same folds, with its interval;
+    ``less_baseline``, the mean difference of macro_f1 to `baseline` on the same folds, with its interval;
     ``f1``, label -> mean over the runs that tested it; ``fit_seconds``, ``predict_seconds`` and ``rejected``, means;
     ``peak_megabytes``, the most of any run; ``title`` and ``is_inductive``.
     """
@@ -42,8 +42,8 @@ def summarize_systems(runs: Sequence[Mapping[str, Any]]) -> Json:
         row: Json = {"title": own[0]["title"], "is_inductive": own[0]["is_inductive"], "num_runs": len(own)}
         for score in SCORES:
             row |= spread(score, by_fold(own, folds, score))
-        if name != BASELINE and BASELINE in by_system:
-            ours, theirs = (by_fold(each, folds, "macro_f1") for each in (own, by_system[BASELINE]))
+        if name != baseline and baseline in by_system:
+            ours, theirs = (by_fold(each, folds, "macro_f1") for each in (own, by_system[baseline]))
             row["less_baseline"] = spread("macro_f1", ours - theirs)
         labels = sorted({label for run in own for label in run["f1"]})
         row["f1"] = {label: float(np.mean([run["f1"][label] for run in own if label in run["f1"]])) for label in labels}

@@ -252,6 +252,33 @@ def performer_encoder(shape: Shape, device: str) -> Workload:
     return Workload(lambda: encoder(hidden_states), (hidden_states,), gradient, encoder)
 
 
+def bert_eager_encoder(shape: Shape, device: str) -> Workload:
+    """BertEncoder of transformers with eager attention, which keeps every pair of genes."""
+    return _bert_encoder(shape, device, "eager")
+
+
+def bert_sdpa_encoder(shape: Shape, device: str) -> Workload:
+    """BertEncoder of transformers with `scaled_dot_product_attention`, which keeps no pairs."""
+    return _bert_encoder(shape, device, "sdpa")
+
+
+def _bert_encoder(shape: Shape, device: str, implementation: str) -> Workload:
+    config = _import("transformers").BertConfig(
+        hidden_size=shape.hidden_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        intermediate_size=shape.intermediate_size,
+        max_position_embeddings=shape.length,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        attn_implementation=implementation,
+    )
+    with _same_weights():
+        encoder = _import("transformers.models.bert.modeling_bert").BertEncoder(config).to(device)
+    hidden_states, gradient = _random_states(shape, device, count=2)
+    return Workload(lambda: encoder(hidden_states).last_hidden_state, (hidden_states,), gradient, encoder)
+
+
 def _transformers_config(shape: Shape) -> Any:  # Any: transformers is not type-checked
     return _import("transformers").ReformerConfig(
         hidden_size=shape.hidden_size,

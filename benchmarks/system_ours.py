@@ -1,4 +1,4 @@
-"""scReformer-BERT as one of the systems that are compared: fine-tuned by a recipe, as a user would."""
+"""scReformer-BERT as one of the systems that are compared: pretrained or not, and fine-tuned, as a user would."""
 
 from __future__ import annotations
 
@@ -12,27 +12,50 @@ import numpy as np
 from screformer.annotation.annotate import annotate
 from screformer.annotation.trained_model import TrainedModel, load_classifier
 from screformer.benchmarks.cell_type_systems import NamedCells, check_genes
+from screformer.benchmarks.system_scpred import most_variable_genes
 from screformer.modeling_screformer import ScReformerForCellClassification
-from screformer.tokenization.corpus import build_corpus
+from screformer.tokenization.corpus import Corpus, build_corpus
+from screformer.tokenization.gene2vec import save_gene_vectors
+from screformer.tokenization.own_gene2vec import gene2vec_of_corpus
 from screformer.tokenization.tokenization_screformer import ScReformerTokenizer
 from screformer.train.argument_parser import parse_arguments
-from screformer.train.arguments import FineTuningArguments, FineTuningDataArguments, ModelArguments
+from screformer.train.arguments import (
+    FineTuningArguments,
+    FineTuningDataArguments,
+    ModelArguments,
+    PretrainingArguments,
+    PretrainingDataArguments,
+)
 from screformer.train.classifier_start import ClassifierArguments
 from screformer.train.finetune import finetune
+from screformer.train.pretrain import pretrain
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 LABEL, GROUP = "cell_type", "group"
+TINY = "--preset tiny --config_overrides reversible=false"
+QUIET = ["--disable_tqdm", "True", "--logging_strategy", "no"]
 
 
 class ScReformerSystem:
     """A checkpoint, or a new model, fine-tuned by `screformer finetune` with a recipe and more flags.
 
+    Everything that it learns from, gene vectors, unlabelled cells, variable genes, is the training cells.
+
     Parameters
     ----------
-    arguments
-        Of `screformer finetune`: a recipe, flags.
+    finetuning
+        Arguments of `screformer finetune`: a recipe, flags; without those of the model.
+    model
+        Arguments that say what a new model is.
+    pretraining
+        Arguments of `screformer pretrain`, by which the model first predicts masked genes of the training cells,
+        without their labels; None: it is not pretrained.
+    gene_vectors
+        Length of vectors from Gene2vec (gensim) that gene embeddings start from, that of the model; None: none.
+    num_variable_genes
+        The model reads only so many genes, the most variable ones of the training cells; None: all.
     tokenizer
         Default: that of the packaged vocabulary.
     title
@@ -43,42 +66,36 @@ class ScReformerSystem:
 
     def __init__(
         self,
-        arguments: str = "finetune-small --preset tiny --config_overrides reversible=false",
+        finetuning: str = "finetune-small",
         *,
+        model: str = TINY,
+        pretraining: str | None = None,
+        gene_vectors: int | None = None,
+        num_variable_genes: int | None = None,
         tokenizer: ScReformerTokenizer | None = None,
         title: str = "scReformer-BERT (finetune-small)",
     ) -> None:
         self.title = title
-        self._arguments, self._tokenizer = arguments, tokenizer
+        self.finetuning, self.model, self.pretraining = finetuning, model, pretraining
+        self.gene_vectors, self.num_variable_genes = gene_vectors, num_variable_genes
+        self._tokenizer = tokenizer
         self._genes: list[str] | None = None
         self._trained: TrainedModel[ScReformerForCellClassification] | None = None
 
     def fit(self, adata: AnnData, labels: Sequence[str], *, groups: Sequence[str] | None = None, seed: int = 0) -> None:
-        """Make a corpus of the cells and fine-tune on all of them; raises as `finetune`."""
+        """Make a corpus of the cells, pretrain if asked, and fine-tune; raises as `pretrain` and `finetune`."""
         with tempfile.TemporaryDirectory() as folder:
-            corpus, model = Path(folder, "corpus"), Path(folder, "model")
             cells = adata.copy()
             cells.obs[LABEL], cells.obs[GROUP] = list(labels), list(groups or [""] * adata.n_obs)
             cells.write_h5ad(Path(folder, "cells.h5ad"))
-            build_corpus(
+            corpus = build_corpus(
                 Path(folder, "cells.h5ad"),
-                corpus,
-                tokenizer=self._tokenizer or ScReformerTokenizer(),
+                Path(folder, "corpus"),
+                tokenizer=self._choose_tokenizer(adata),
                 obs_columns=[LABEL, GROUP],
             )
-            given = [*self._arguments.split(), "--corpus", str(corpus), "--output_dir", str(model), "--seed", str(seed)]
-            # All cells train: the test cells are elsewhere.
-            given += ["--test_fraction", "0", "--disable_tqdm", "True", "--save_strategy", "no"]
-            data, start, classifier, training = parse_arguments(
-                [FineTuningDataArguments, ModelArguments, ClassifierArguments, FineTuningArguments],
-                given,
-                program="finetune",
-                description="",
-                example="",
-                recipes="finetune",
-            )
-            finetune(start, data, training, classifier)
-            self._trained = load_classifier(model)
+            model = self._start(corpus, Path(folder), seed)
+            self._trained = load_classifier(_finetune([*self.finetuning.split(), *model], corpus, Path(folder), seed))
             self._genes = [str(name) for name in adata.var_names]
 
     def predict(self, adata: AnnData) -> NamedCells:
@@ -92,3 +109,53 @@ class ScReformerSystem:
         labels = named.obs["screformer_cell_type"].astype(object)
         scores = np.nan_to_num(named.obsm["screformer_probabilities"])
         return NamedCells(labels.where(labels.notna(), "").tolist(), scores, classes)
+
+    def _choose_tokenizer(self, adata: AnnData) -> ScReformerTokenizer:
+        tokenizer = self._tokenizer or ScReformerTokenizer()
+        if self.num_variable_genes is None:
+            return tokenizer
+        vocabulary = tokenizer.gene_vocabulary
+        positions = vocabulary.map_names([str(name) for name in adata.var_names]).positions
+        known = np.flatnonzero(positions >= 0)
+        columns = known[most_variable_genes(adata.X[:, known], self.num_variable_genes)]
+        genes = [vocabulary.ensembl_ids[at] for at in positions[columns].tolist()]
+        smaller = vocabulary.subset(genes, name=f"{self.num_variable_genes} variable genes")
+        # Most counts fall on other genes, and that is meant.
+        return ScReformerTokenizer(
+            smaller, num_bins=tokenizer.num_bins, binning=tokenizer.binning, min_gene_coverage=0, on_empty_cells="keep"
+        )
+
+    def _start(self, corpus: Corpus, folder: Path, seed: int) -> list[str]:
+        """Return the arguments that say what fine-tuning starts from."""
+        model = self.model.split()
+        if self.gene_vectors is not None:
+            path = folder / "gene2vec.safetensors"
+            vectors = gene2vec_of_corpus(corpus, group_column=GROUP, num_dimensions=self.gene_vectors, seed=seed)
+            save_gene_vectors(vectors, path)
+            model += ["--gene2vec", str(path)]
+        if self.pretraining is None:
+            return model
+        given = [*self.pretraining.split(), *model, "--corpus", str(corpus.folder), "--seed", str(seed), *QUIET]
+        data, start, training = parse_arguments(
+            [PretrainingDataArguments, ModelArguments, PretrainingArguments],
+            [*given, "--output_dir", str(folder / "pretrained")],
+            program="pretrain",
+            description="",
+            example="",
+            recipes="pretrain",
+        )
+        return ["--checkpoint", str(pretrain(start, data, training).output_dir)]
+
+
+def _finetune(given: Sequence[str], corpus: Corpus, folder: Path, seed: int) -> Path:
+    """Fine-tune on all cells of a corpus, the test cells being elsewhere, and return the checkpoint."""
+    given = [*given, "--corpus", str(corpus.folder), "--output_dir", str(folder / "model"), "--seed", str(seed), *QUIET]
+    data, start, classifier, training = parse_arguments(
+        [FineTuningDataArguments, ModelArguments, ClassifierArguments, FineTuningArguments],
+        [*given, "--test_fraction", "0", "--save_strategy", "no"],
+        program="finetune",
+        description="",
+        example="",
+        recipes="finetune",
+    )
+    return finetune(start, data, training, classifier).output_dir

@@ -189,6 +189,12 @@ def benchmark_genes(context: typer.Context) -> None:
     start("benchmarks.gene_interactions", context.args)
 
 
+@benchmark.command("ablations", context_settings=TRAINER_COMMAND, add_help_option=False)
+def benchmark_ablations(context: typer.Context) -> None:
+    """What each part of the method is worth. Example: screformer benchmark ablations --names not_pretrained"""
+    start("benchmarks.ablations", context.args)
+
+
 @benchmark.command("donors", context_settings=TRAINER_COMMAND, add_help_option=False)
 def benchmark_donors(context: typer.Context) -> None:
     """Cell types of donors never seen. Example: screformer benchmark donors --output benchmarks/results"""

@@ -190,7 +190,9 @@ def test_a_missing_package_is_named_with_the_remedy():
 
 def test_ours_is_a_system_too(data, tmp_path):
     shape = " ".join(value.replace(" ", "") for value in [*TINY_MODEL, "gene_space=expressed"])
-    system = ScReformerSystem(f"finetune-small --use_cpu --config_overrides {shape}", tokenizer=make_tokenizer())
+    system = ScReformerSystem(
+        "finetune-small --use_cpu", model=f"--config_overrides {shape}", tokenizer=make_tokenizer()
+    )
     with pytest.raises(ValueError, match="fit\\(\\) comes before predict"):
         system.predict(data.adata)
     record = run_system(system, "ours", data, make_folds(data, "random")[0], seed=0, work=tmp_path)

@@ -1,0 +1,296 @@
+"""What each part of the method is worth (table 2 of Li et al. 2025): models that lack one part, on the same cells.
+
+Every variant is a system of the comparison: gene vectors, pretraining and variable genes come from the training cells
+alone, and the same folds, seeds and scores are used. What a step costs at all genes, in time and memory, with exact
+attention too, is in `ablation_costs`.
+
+A CPU takes the tiny preset, on expressed genes, 50 labelled cells of each type: what the table says is of these toy
+widths. ``--preset base --gene-space full --cells-per-label 0`` is the paper's, on a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from screformer.benchmarks.ablation_costs import COST_LIMITS, COSTS, NUM_VARIABLE_GENES, costs_table, measure_costs
+from screformer.benchmarks.cell_type_systems import CellTypeSystem
+from screformer.benchmarks.comparison import PLOTTED, RUN_KEYS, SPLIT_SEED, provenance, run_systems
+from screformer.benchmarks.comparison_statistics import summarize_systems
+from screformer.benchmarks.comparison_tables import difference, number
+from screformer.benchmarks.contest import Limits
+from screformer.benchmarks.fine_tuning_runs import without_folders
+from screformer.benchmarks.labelled_data import LabelledData, read_labelled_data
+from screformer.benchmarks.protocol import Kind, make_folds
+from screformer.benchmarks.suites import CellsToCompareOn
+from screformer.benchmarks.system_ours import ScReformerSystem
+from screformer.benchmarks.systems_simple import LogisticRegressionSystem
+from screformer.configuration_screformer import ScReformerConfig
+from screformer.model_cards.markdown import table
+from screformer.tokenization.example_cells import example_cells_path
+from screformer.tokenization.tokenization_screformer import ScReformerTokenizer
+from screformer.train.figures import plot_comparison
+from screformer.train.result_files import read_json, write_json
+
+logger = logging.getLogger("screformer.benchmarks.ablations")
+FULL, REGRESSION = "full", "logistic_regression"
+# All cells outside the test set train; the last epoch is kept, so that no cell chooses anything.
+FINETUNING = (
+    "--validation_fraction 0 --eval_strategy no --load_best_model_at_end False --early_stopping_patience 0 "
+    "--class_weights balanced --per_device_train_batch_size 16 --gradient_accumulation_steps 1 --unknown_types False "
+    "--gene_dropout 0.5"
+)
+PRETRAINING = "pretrain-tiny --gene_start random --early_stopping_patience 0"
+
+
+class Settings(NamedTuple):
+    """What all variants share.
+
+    Attributes
+    ----------
+    preset
+        Width of the models.
+    gene_space
+        ``"expressed"`` or ``"full"``.
+    cells_per_label
+        Labelled cells of each type, drawn by the seed; 0 for all.
+    learning_rate, epochs
+        Of fine-tuning.
+    pretraining_epochs
+        Of masked genes.
+    """
+
+    preset: str = "tiny"
+    gene_space: str = "expressed"
+    cells_per_label: int = 50
+    learning_rate: float = 3e-3
+    epochs: float = 6
+    pretraining_epochs: float = 1
+
+    def system(
+        self,
+        title: str,
+        *,
+        overrides: str = "",
+        finetuning: str = "",
+        gene_space: str | None = None,
+        is_pretrained: bool = True,
+        has_gene_vectors: bool = True,
+        num_variable_genes: int | None = None,
+        tokenizer: ScReformerTokenizer | None = None,
+    ) -> CellTypeSystem:
+        """Return the whole method but for what is said."""
+        space = f"--gene_space {gene_space or self.gene_space}"
+        cells = f" --cells_per_label {self.cells_per_label}" if self.cells_per_label else ""
+        pretraining = f"{PRETRAINING} {space} --num_train_epochs {self.pretraining_epochs}"
+        return ScReformerSystem(
+            f"{FINETUNING} {space} --learning_rate {self.learning_rate} --num_train_epochs {self.epochs}{cells} "
+            f"{finetuning}",
+            model=f"--preset {self.preset} --config_overrides reversible=false {overrides}",
+            pretraining=pretraining if is_pretrained else None,
+            gene_vectors=ScReformerConfig.preset(self.preset).hidden_size if has_gene_vectors else None,
+            num_variable_genes=num_variable_genes,
+            tokenizer=tokenizer,
+            title=title,
+        )
+
+
+DEFAULTS = Settings()
+
+
+def ablations(settings: Settings) -> dict[str, Callable[[], CellTypeSystem]]:
+    """Return name -> what makes the variant; the whole method first, logistic regression last."""
+    make = partial(partial, settings.system)
+    rounds = ScReformerConfig.preset(settings.preset).num_hashes
+    return {
+        FULL: make("The whole method"),
+        "exact_attention": make("Exact attention (SDPA)", overrides="attention=exact"),
+        "variable_genes": make(
+            f"Exact attention, {NUM_VARIABLE_GENES:,} variable genes",
+            overrides="attention=exact",
+            num_variable_genes=NUM_VARIABLE_GENES,
+        ),
+        "not_pretrained": make("No pretraining", is_pretrained=False),
+        "no_gene2vec": make("No Gene2vec", has_gene_vectors=False),
+        "other_gene_space": make(
+            "Every gene" if settings.gene_space == "expressed" else "Expressed genes alone",
+            gene_space="full" if settings.gene_space == "expressed" else "expressed",
+        ),
+        "one_round": make("One hash round", overrides="num_hashes=1"),
+        "more_rounds": make(f"{4 * rounds} hash rounds", overrides=f"num_hashes={4 * rounds}"),
+        "few_bins": make("3 bins", tokenizer=ScReformerTokenizer(num_bins=3)),
+        "many_bins": make("12 bins", tokenizer=ScReformerTokenizer(num_bins=12)),
+        "pooled": make("Pooled head", finetuning="--classifier_paths pooled"),
+        "frozen": make("Encoder frozen", finetuning="--freeze encoder"),
+        REGRESSION: LogisticRegressionSystem,
+    }  # fmt: skip
+
+
+def run_ablations(
+    data: LabelledData,
+    *,
+    kind: Kind,
+    settings: Settings = DEFAULTS,
+    names: Sequence[str] = (),
+    costs: Sequence[str] = tuple(COSTS),
+    limits: Limits = COST_LIMITS,
+    seeds: int = 1,
+    output: str | Path = "benchmarks/results",
+    work: str | Path = "runs/ablations",
+    command: str = "run_ablations",
+) -> dict[str, Any]:  # Any: JSON
+    """Run the variants on all folds; write ``ablations-DATA.json``, table and figure; return the JSON.
+
+    Parameters
+    ----------
+    data, kind, seeds, output, work, command
+        As for `compare_systems`.
+    settings
+        What all variants share.
+    names
+        Of `ablations`; default all. The whole method is always run.
+    costs
+        Of `COSTS`: steps to measure; none are without a figure.
+    limits
+        Of the steps' time and memory, and where they run.
+
+    Raises
+    ------
+    ValueError
+        A name is unknown, or as `make_folds`.
+    """
+    known = ablations(settings)
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise ValueError(f"names got {unknown}; there are {', '.join(known)}")
+    chosen = {name: make for name, make in known.items() if not names or name in {FULL, *names}}
+    folds = make_folds(data, kind, seed=SPLIT_SEED)
+    runs, left_out = run_systems(data, chosen, folds, seeds=seeds, work=work)
+    costs_path = Path(work, "costs.json")
+    if costs and not costs_path.exists():
+        write_json(costs_path, measure_costs(costs, limits=limits))
+    results = {
+        "question": "What is each part of the method worth?",
+        "data": data.name,
+        "kind": kind,
+        "num_folds": len(folds),
+        "seeds": seeds,
+        **provenance(command),
+        "settings": settings._asdict(),
+        "systems": summarize_systems(runs, baseline=FULL),
+        "costs": read_json(costs_path) if costs else [],
+        "left_out": left_out,
+        "runs": [{key: run[key] for key in RUN_KEYS} for run in runs],
+    }
+    stem = Path(output, f"ablations-{data.name}")
+    write_json(f"{stem}.json", results)
+    Path(f"{stem}.md").write_text(format_ablations(results), encoding="utf-8")
+    rows = results["systems"].values()
+    scores, intervals = (
+        {row["title"]: {name: row[name + ending] for name in PLOTTED} for row in rows} for ending in ("", "_interval")
+    )
+    plot_comparison(scores, f"{stem}.png", title=f"Ablations, {data.name}, {settings.preset}", intervals=intervals)
+    return results
+
+
+def ablations_table(results: Mapping[str, Any]) -> str:
+    """Return a row a variant: accuracy, macro-F1, and the difference to the whole method."""
+    rows = [
+        [row["title"], number(row["accuracy"]), number(row["macro_f1"]), difference(row.get("less_baseline"))]
+        for row in results["systems"].values()
+    ]
+    return table(["variant", "accuracy", "macro-F1", "macro-F1 less the whole method"], rows)
+
+
+def format_ablations(results: Mapping[str, Any]) -> str:
+    """Return the result as Markdown."""
+    settings = Settings(**results["settings"])
+    cells = f"at most {settings.cells_per_label}" if settings.cells_per_label else "all"
+    genes = "expressed genes" if settings.gene_space == "expressed" else "every gene"
+    width = "" if settings.preset == "base" else ": **a toy width**, whose figures do not say what the paper's would be"
+    lines = [
+        f"# {results['question']}",
+        "",
+        f"{results['date']}, `{results['command']}`, {results['data']}, {results['kind'].replace('_', ' ')}, "
+        f"{results['num_folds']} folds, {results['seeds']} seed{'s' if results['seeds'] > 1 else ''}, screformer "
+        f"{results['versions']['screformer']}. Preset {settings.preset}{width}; {genes}; {cells} labelled cells of "
+        f"each type; {settings.pretraining_epochs:g} epoch of pretraining and {settings.epochs:g} of fine-tuning at "
+        f"{settings.learning_rate:g}, on the training donors. The paper's classifier: no regression helps it. "
+        "Intervals (95%) by drawing folds anew; the logistic regression has every labelled cell.",
+        "",
+        ablations_table(results),
+    ]
+    if results["costs"]:
+        shape = results["costs"][0]["shape"]
+        lines += [
+            "",
+            "## What a training step costs",
+            "",
+            f"One cell, {shape['num_layers']} layers of {shape['hidden_size']} with {shape['num_heads']} heads (the "
+            "paper's width), forward and backward once, each in a process of its own; in brackets, times ours.",
+            "",
+            costs_table(results["costs"]),
+        ]
+    lines += [f"\nLeft out: {name} ({why})." for name, why in results["left_out"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the command line and run."""
+    parser = argparse.ArgumentParser(
+        prog="screformer benchmark ablations",
+        description="What pretraining, Gene2vec, LSH attention, gene space, rounds, bins and head are worth.",
+        epilog="example: screformer benchmark ablations --names not_pretrained no_gene2vec; all of them: an hour and a "
+        "half on two cores. The paper's, on a GPU: screformer benchmark ablations --preset base --gene-space full "
+        "--cells-per-label 0 --learning-rate 1e-4 --epochs 3 --pretraining-epochs 5 --device cuda",
+    )
+    parser.add_argument("--cells", help="FILE[:LABELS[:DONORS]]; default: the packaged pancreas.")
+    parser.add_argument("--output", default="benchmarks/results", help="Folder for the results (default: %(default)s).")
+    parser.add_argument("--work", default="runs/ablations", help="Folder for the runs (default: %(default)s).")
+    parser.add_argument("--names", nargs="+", default=[], help=f"Some of {', '.join(ablations(DEFAULTS))}.")
+    parser.add_argument("--costs", nargs="*", default=list(COSTS), help=f"Steps: some of {', '.join(COSTS)}, or none.")
+    parser.add_argument("--preset", default=DEFAULTS.preset, choices=["tiny", "base", "large"])
+    parser.add_argument("--gene-space", default=DEFAULTS.gene_space, choices=["expressed", "full"])
+    parser.add_argument("--cells-per-label", type=int, default=DEFAULTS.cells_per_label, help="0: all.")
+    parser.add_argument("--learning-rate", type=float, default=DEFAULTS.learning_rate, help="(default: %(default)s)")
+    parser.add_argument("--epochs", type=float, default=DEFAULTS.epochs, help="Of fine-tuning (default: %(default)s).")
+    parser.add_argument("--pretraining-epochs", type=float, default=DEFAULTS.pretraining_epochs)
+    parser.add_argument("--seeds", type=int, default=1, help="Of each variant and fold (default: %(default)s).")
+    parser.add_argument("--device", default="cpu", help="Where steps are measured; training takes the GPU there is.")
+    parser.add_argument("--memory-limit", type=float, default=COST_LIMITS.memory_limit, help="GB a measured step.")
+    parser.add_argument("--time-limit", type=float, default=COST_LIMITS.time_limit, help="Seconds a measured step.")
+    given = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING)
+    logging.getLogger("screformer.benchmarks").setLevel(logging.INFO)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        one = CellsToCompareOn(str(example_cells_path()), group_column="donor")
+        one = one if given.cells is None else CellsToCompareOn.parse(given.cells)
+        data = read_labelled_data(one.path, label_column=one.label_column, group_column=one.group_column)
+        results = run_ablations(
+            data,
+            kind="five_fold" if data.groups is None else "leave_one_group_out",
+            settings=Settings(**{name: getattr(given, name) for name in Settings._fields}),
+            names=given.names,
+            costs=given.costs,
+            limits=replace(
+                COST_LIMITS, memory_limit=given.memory_limit, time_limit=given.time_limit, device=given.device
+            ),
+            seeds=given.seeds,
+            output=given.output,
+            work=given.work,
+            command=" ".join(["screformer benchmark ablations", *without_folders(arguments)]),
+        )
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"error: {error}")
+    sys.stdout.write(format_ablations(results))
+
+
+if __name__ == "__main__":
+    main()
