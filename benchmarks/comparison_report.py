@@ -210,7 +210,7 @@ def _readme_table(results: Results, folder: str) -> str:
         f"{results['num_folds']} folds, {results['seeds']} seed{'' if results['seeds'] == 1 else 's'}, "
         f"{results['date']}, `{results['command']}` ([all of it]({path}))."
     )
-    told = [*outcome(results).lines, *(f"{name} is left out: {why}." for name, why in results["left_out"].items())]
+    told = [*outcome(results).lines, *(f"Left out: {name} ({why})." for name, why in results["left_out"].items())]
     return "\n\n".join([measured, cells_as_markdown(Cells("", columns, rows)), bullets(map(plain, told))])
 
 

@@ -121,7 +121,7 @@ def tally_sentence(comparisons: Sequence[Results]) -> str:
         counts = {verdict: sum(pair.verdict == verdict for pair in chosen) for verdict in STYLES}
         told.append(
             f"beside {title} it wins {counts['beats']}, ties {counts['ties with']} and loses {counts['loses to']}"
-            + (f", and {counts['no claim']} have too few folds and seeds for a claim" if counts["no claim"] else "")
+            + (f", and {counts['no claim']} without a claim, for want of folds and seeds" if counts["no claim"] else "")
         )
     return f"scReformer-BERT is in {_counted(len(of_ours), 'comparison')}, weak sets not counted: {'; '.join(told)}."
 

@@ -56,7 +56,10 @@ def table(
         Class of the table.
     """
     body = [list(row) for row in rows]
-    classes = ["" if index == 0 else ' class="number"' for index in range(len(columns))]
+    is_number = [
+        index > 0 and all(isinstance(row[index], (Number, Score)) for row in body) for index in range(len(columns))
+    ]
+    classes = [' class="number"' if number else "" for number in is_number]
     # An empty corner is a cell, not a header of nothing.
     head = "".join(
         f'<th scope="col"{style_of}>{escape(column)}</th>' if column else "<td></td>"

@@ -64,7 +64,7 @@ def blocks_as_markdown(title: str, blocks: Sequence[Block], *, folder: Path) -> 
 
 
 def write_blocks_as_html(path: str | Path, title: str, blocks: Sequence[Block]) -> Path:
-    """Write a page with its contents first, which needs no other file and no network; return its path.
+    """Write a page that needs no other file and no network, with its contents after the first section; return its path.
 
     Raises
     ------
@@ -82,11 +82,11 @@ def write_blocks_as_html(path: str | Path, title: str, blocks: Sequence[Block]) 
     named = [(number, heading) for number, (heading, _) in enumerate(sections) if heading]
     links = "\n".join(f'<li><a href="#section{number}">{escape(heading)}</a></li>' for number, heading in named)
     contents = f'<nav aria-label="Contents">\n<ul>\n{links}\n</ul>\n</nav>' if len(named) > 1 else ""
-    body = ["\n".join(sections[0][1]), html_page.section("Contents", contents)]
-    body += [
+    body = [
         html_page.section(sections[number][0], "\n".join(sections[number][1]), anchor=f"section{number}")
         for number, _ in named
     ]
+    body = ["\n".join(sections[0][1]), *body[:1], html_page.section("Contents", contents), *body[1:]]
     return html_page.write_page(path, title, "\n".join(body))
 
 

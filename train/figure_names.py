@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -12,12 +12,25 @@ from matplotlib.transforms import Bbox
 
 Pixels = npt.NDArray[np.float64]
 
-DISTANCES = (10, 20, 34, 50, 70, 95, 125)  # points from the mark to the middle of the name's nearer edge
-NUM_DIRECTIONS = 16
+DISTANCES = (
+    10,
+    16,
+    22,
+    28,
+    36,
+    46,
+    58,
+    72,
+    88,
+    106,
+    128,
+    155,
+)  # points from the mark to the middle of the name's nearer edge
+NUM_DIRECTIONS = 24
 MARK_SIZE = 6.0  # half a mark's side, with a margin
 NAME_MARGIN = 1.5
 LINE_FROM = 20  # a name that is this far has a line to its mark
-CLEARER = 1.6  # how many times farther from a name other marks must be than its own, or there is a line
+CLEARER = 2.5  # how many times farther from a name other marks must be than its own, or there is a line
 NUM_LINE_POINTS = 24
 
 
@@ -50,13 +63,21 @@ def name_points(axes: Axes, points: Mapping[str, tuple[float, float]], *, size: 
     margin = MARK_SIZE * axes.figure.dpi / 72
     taken = {name: Bbox.from_extents(*(mark - margin), *(mark + margin)) for name, mark in marks.items()}
     names: list[Bbox] = []
-    for name, place in points.items():
-        text = axes.annotate(name, place, (0, 0), textcoords="offset points", fontsize=size, ha="center", va="center")
+    lines: list[Pixels] = []
+    for name in sorted(points, key=lambda name: _gap_to_next(marks, name)):  # the crowded ones choose first
+        text = axes.annotate(
+            name, points[name], (0, 0), textcoords="offset points", fontsize=size, ha="center", va="center"
+        )
         text.set_in_layout(False)
         others = [*(box for other, box in taken.items() if other != name), *names]
         best, least = None, np.inf
         for candidate in _places(text.get_window_extent(), marks, name, axes.figure.dpi / 72):
-            covered = _covered(candidate, marks[name], frame, [*others, taken[name]], others)
+            covered = _outside(candidate.box, frame) + sum(
+                _overlap(candidate.box, box) for box in [*others, taken[name]]
+            )
+            covered += sum(_num_inside(candidate.box, line) for line in lines)
+            if candidate.has_line:
+                covered += sum(_num_inside(box, _line(candidate.box, marks[name])) for box in others)
             if covered < least:
                 best, least = candidate, covered
             if not covered:
@@ -65,7 +86,8 @@ def name_points(axes: Axes, points: Mapping[str, tuple[float, float]], *, size: 
         names.append(best.box)
         text.xyann = best.shift
         if best.has_line:
-            ends = axes.transData.inverted().transform([marks[name], _nearest(best.box, marks[name])])
+            lines.append(_line(best.box, marks[name]))
+            ends = axes.transData.inverted().transform(lines[-1][[0, -1]])
             axes.plot(*ends.T, color="0.6", linewidth=0.8, zorder=0.5, scalex=False, scaley=False)
 
 
@@ -84,14 +106,22 @@ def _places(extent: Bbox, marks: Mapping[str, Pixels], name: str, pixels: float)
             yield _Place(tuple((shift / pixels).tolist()), box, distance >= LINE_FROM or is_misread)
 
 
-def _covered(place: _Place, mark: Pixels, frame: Bbox, taken: Sequence[Bbox], others: Sequence[Bbox]) -> float:
-    """Return how many square pixels a name hides or lies outside, and as many for each point of its line on others."""
-    area = float(place.box.width * place.box.height)
-    covered = area - _overlap(place.box, frame) + sum(_overlap(place.box, box) for box in taken)
-    if place.has_line:
-        line = np.linspace(mark, _nearest(place.box, mark), NUM_LINE_POINTS)[1:-1]
-        covered += sum(float(box.contains(x, y)) for box in others for x, y in line.tolist())
-    return covered
+def _gap_to_next(marks: Mapping[str, Pixels], name: str) -> float:
+    gaps = [float(np.linalg.norm(mark - marks[name])) for other, mark in marks.items() if other != name]
+    return min(gaps, default=0.0)
+
+
+def _line(box: Bbox, mark: Pixels) -> Pixels:
+    """Return points of the line from a mark to its name."""
+    return np.linspace(mark, _nearest(box, mark), NUM_LINE_POINTS)
+
+
+def _num_inside(box: Bbox, line: Pixels) -> int:
+    return sum(bool(box.contains(x, y)) for x, y in line.tolist())
+
+
+def _outside(box: Bbox, frame: Bbox) -> float:
+    return float(box.width * box.height) - _overlap(box, frame)
 
 
 def _nearest(box: Bbox, mark: Pixels) -> Pixels:
