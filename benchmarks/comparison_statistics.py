@@ -18,7 +18,7 @@ Json = dict[str, Any]
 FloatArray = npt.NDArray[np.float64]
 
 SCORES = ("accuracy", "macro_f1", "balanced_accuracy", "macro_auc", "expected_calibration_error")
-BASELINE = "logistic_regression"
+OURS, BASELINE = "screformer", "logistic_regression"
 NUM_RESAMPLES = 10_000
 MEGABYTE = 1e6
 CURVE_DIGITS = 4

@@ -9,6 +9,7 @@ from screformer.benchmarks.comparison_statistics import BASELINE
 from screformer.model_cards.markdown import table
 
 Results = Mapping[str, Any]
+Rows = tuple[list[str], list[list[str]]]
 WEAK_SENTENCE = "**Weak set**: logistic regression errs so little that no difference here says anything."
 PAIRS_SENTENCE = (
     "Between the best system and each other one, and logistic regression and each other one. Over folds: signs of the "
@@ -30,19 +31,31 @@ def format_comparison(results: Results) -> str:
 
 
 def provenance_sentence(results: Results) -> str:
+    """Return when, how and on how much it was measured, and what the table's numbers are."""
+    return (
+        f"{measured_sentence(results)} SD over folds; intervals (95%) by drawing folds anew. Seconds and memory of one "
+        "run on a CPU, memory beyond the data. Systems with * are not inductive: a cell's label depends on which "
+        "others are named with it."
+    )
+
+
+def measured_sentence(results: Results) -> str:
     """Return when, how and on how much it was measured."""
     folds = f"{results['num_folds']} fold{'s' if results['num_folds'] > 1 else ''}"
     seeds = f"{results['seeds']} seed{'s' if results['seeds'] > 1 else ''}"
     return (
         f"{results['date']}, `{results['command']}`, {results['num_cells']:,} cells, {results['num_genes']:,} genes, "
-        f"{results['kind'].replace('_', ' ')}, {folds}, {seeds}, screformer {results['versions']['screformer']}. SD "
-        "over folds; intervals (95%) by drawing folds anew. Seconds and memory of one run on a CPU, memory beyond the "
-        "data. Systems with * are not inductive: a cell's label depends on which others are named with it."
+        f"{results['kind'].replace('_', ' ')}, {folds}, {seeds}, screformer {results['versions']['screformer']}."
     )
 
 
 def systems_table(results: Results) -> str:
-    """Return a row a system: scores with spreads, the difference to logistic regression, calibration and cost."""
+    """Return `systems_rows` as Markdown."""
+    return table(*systems_rows(results))
+
+
+def systems_rows(results: Results) -> Rows:
+    """Return columns and a row a system: scores, spreads, difference to logistic regression, calibration, cost."""
     header = [
         "system", "accuracy", "macro-F1", "SD", "macro-F1 less logistic regression", "macro-AUC", "calibration error",
         "fit s", "predict s", "MB",
@@ -62,21 +75,31 @@ def systems_table(results: Results) -> str:
         ]
         for row in results["systems"].values()
     ]
-    return table(header, rows)
+    return header, rows
 
 
 def cell_type_table(results: Results) -> str:
-    """Return a row a cell type with its number of cells, a column a system."""
+    """Return `cell_type_rows` as Markdown."""
+    return table(*cell_type_rows(results))
+
+
+def cell_type_rows(results: Results) -> Rows:
+    """Return columns, and a row a cell type with its number of cells, a column a system."""
     systems = list(results["systems"].values())
     names, matrix = systems[0]["label_names"], systems[0]["confusion_matrix"]
     support = {name: sum(row) for name, row in zip(names, matrix, strict=True)}
     labels = sorted({label for row in systems for label in row["f1"]}, key=lambda label: -support[label])
     rows = [[label, f"{support[label]:,}", *(number(row["f1"].get(label)) for row in systems)] for label in labels]
-    return table(["cell type", "cells", *(shown_title(row) for row in systems)], rows)
+    return ["cell type", "cells", *(shown_title(row) for row in systems)], rows
 
 
 def pairs_table(results: Results) -> str:
-    """Return the pairs of the best system, and of logistic regression, with each other system."""
+    """Return `pairs_rows` as Markdown."""
+    return table(*pairs_rows(results))
+
+
+def pairs_rows(results: Results) -> Rows:
+    """Return columns, and the pairs of the best system, and of logistic regression, with each other system."""
     best = next(iter(results["systems"]))
     titles = {name: row["title"] for name, row in results["systems"].items()}
     shown = [row for row in results["paired_tests"] if {row["first"], row["second"]} & {best, BASELINE}]
@@ -91,7 +114,7 @@ def pairs_table(results: Results) -> str:
         ]
         for row in shown
     ]
-    return table(["first", "second", "macro-F1", "p over folds", "cells only one has right", "p over cells"], rows)
+    return ["first", "second", "macro-F1", "p over folds", "cells only one has right", "p over cells"], rows
 
 
 def shown_title(row: Mapping[str, Any]) -> str:

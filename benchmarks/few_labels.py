@@ -8,7 +8,7 @@ from typing import Any
 
 from screformer.benchmarks.comparison import SPLIT_SEED, Systems, provenance, run_systems
 from screformer.benchmarks.comparison_statistics import BASELINE, summarize_systems
-from screformer.benchmarks.comparison_tables import difference, number, shown_title
+from screformer.benchmarks.comparison_tables import Rows, difference, number, shown_title
 from screformer.benchmarks.labelled_data import LabelledData
 from screformer.benchmarks.protocol import Kind, few_labelled_cells, make_folds
 from screformer.model_cards.markdown import table
@@ -72,14 +72,19 @@ def compare_with_few_labels(
 
 
 def few_labels_table(results: Mapping[str, Any]) -> str:
-    """Return a row a system, a column a number of training cells: macro-F1 (difference to logistic regression)."""
+    """Return `few_labels_rows` as Markdown."""
+    return table(*few_labels_rows(results))
+
+
+def few_labels_rows(results: Mapping[str, Any]) -> Rows:
+    """Return columns (numbers of training cells), a row a system: macro-F1 (difference to logistic regression)."""
     points = results["points"]
     last = list(points.values())[-1]
     rows = []
     for name, row in last.items():
         cells = [points[num_cells].get(name) for num_cells in points]
         rows.append([shown_title(row), *(_shown(cell, name) for cell in cells)])
-    return table(["system", *(f"{num_cells} a type" for num_cells in points)], rows)
+    return ["system", *(f"{num_cells} a type" for num_cells in points)], rows
 
 
 def _shown(row: Mapping[str, Any] | None, name: str) -> str:
@@ -105,12 +110,16 @@ def format_few_labels(results: Mapping[str, Any]) -> str:
 
 
 def plot_few_labels(results: Mapping[str, Any], path: str | Path) -> None:
-    """Draw a curve a system."""
+    """Draw a curve a system, in the legend from the highest to the lowest at their ends."""
     points = results["points"]
     curves: dict[str, dict[float, float]] = {}
     for num_cells, rows in points.items():
         for row in rows.values():
             curves.setdefault(row["title"], {})[int(num_cells)] = row["macro_f1"]
+    ends = {name: places[max(places)] for name, places in curves.items()}
     plot_score_curves(
-        curves, path, title=f"{results['data']}: few labelled cells", xlabel="Training cells of each type, at most"
+        dict(sorted(curves.items(), key=lambda pair: -ends[pair[0]])),
+        path,
+        title=f"{results['data']}: few labelled cells",
+        xlabel="Training cells of each type, at most",
     )

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from screformer.benchmarks.cell_type_systems import CellTypeSystem
 from screformer.benchmarks.comparison import compare_systems
+from screformer.benchmarks.comparison_statistics import OURS
 from screformer.benchmarks.few_labels import compare_with_few_labels
 from screformer.benchmarks.known_systems import SYSTEMS
 from screformer.benchmarks.labelled_data import LabelledData, join_labelled_data, read_labelled_data
@@ -17,7 +18,6 @@ from screformer.tokenization.example_cells import example_cells_path
 from screformer.train.result_files import read_json
 
 Suite = Literal["small", "full", "across"]
-OURS = "screformer"
 # What runs anywhere in minutes.
 SMALL = (
     OURS, "majority_class", "logistic_regression", "linear_svc", "knn", "mlp", "scpred", "sccatch", "xgboost",

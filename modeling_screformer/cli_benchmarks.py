@@ -199,3 +199,26 @@ def benchmark_ablations(context: typer.Context) -> None:
 def benchmark_donors(context: typer.Context) -> None:
     """Cell types of donors never seen. Example: screformer benchmark donors --output benchmarks/results"""
     start("benchmarks.donors", context.args)
+
+
+@benchmark.command("report")
+def benchmark_report(
+    results: Annotated[Path, typer.Option(help="Folder with the results of screformer benchmark --suite.")] = Path(
+        "benchmarks/results"
+    ),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the page and its figures.")] = Path(
+        "benchmarks/results"
+    ),
+    readme: Annotated[
+        Path | None, typer.Option(help="Also replace what is between the marks of the benchmark table in this file.")
+    ] = None,
+) -> None:
+    """All comparisons in a folder as one page: who is ahead, tables and figures; Markdown, HTML and JSON.
+
+    \b
+    Example:
+      screformer benchmark report --results benchmark --output benchmark
+    """
+    from .benchmarks.comparison_report import write_benchmark_report
+
+    say(str(run(lambda: write_benchmark_report(results, output, readme=readme))))

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 
-from screformer.train.figures import COLORS, FONT_SIZE, _new_figure, _save
+from screformer.train.figures import COLORS, FONT_SIZE, _new_figure, _save, _shorten
 from screformer.train.result_files import write_json
 
 CALIBRATION_FILE, CALIBRATION_FIGURE = "calibration.json", "calibration.png"
@@ -37,15 +38,7 @@ def plot_reliability(
     """
     figure, first = _new_figure(3.6 * len(levels) + 0.6, 4.2, num_panels=len(levels))
     for axes, row in zip(figure.axes, levels, strict=True):
-        bins = row["reliability"]
-        cells = np.array([one["num_cells"] for one in bins])
-        xs, ys = ([one[name] for one in bins] for name in ("mean_probability", "accuracy"))
-        axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
-        axes.plot(xs, ys, color=COLORS[0], linewidth=1.2)
-        axes.scatter(xs, ys, s=8 + MAX_MARKER_AREA * cells / cells.max(), color=COLORS[0], alpha=0.7, zorder=3)
-        axes.set_xlim(0, 1.03)
-        axes.set_ylim(0, 1.03)
-        axes.set_xlabel("Probability of the label")
+        _draw_reliability(axes, row["reliability"])
         axes.set_title(
             f"Level {row['level']}, {row['num_cells']:,} cells\n"
             f"calibration error {row['expected_calibration_error']:.3f} (before {row['before']:.3f})",
@@ -54,3 +47,37 @@ def plot_reliability(
     first.set_ylabel("Share of cells with that label")
     figure.suptitle(title)
     _save(figure, path)
+
+
+def plot_reliability_of_systems(
+    systems: Mapping[str, tuple[Sequence[Mapping[str, float]], float]], path: str | Path, *, title: str
+) -> None:
+    """Draw a panel a system, as `plot_reliability`.
+
+    Parameters
+    ----------
+    systems
+        Title -> bins of `train.metrics.reliability_bins`, and the expected calibration error.
+    path
+        PNG file to write.
+    title
+        Headline.
+    """
+    figure, first = _new_figure(3.6 * len(systems) + 0.6, 4.2, num_panels=len(systems))
+    for axes, (name, (bins, error)) in zip(figure.axes, systems.items(), strict=True):
+        _draw_reliability(axes, bins)
+        axes.set_title(f"{_shorten(name)}\ncalibration error {error:.3f}", fontsize=FONT_SIZE)
+    first.set_ylabel("Share of cells with that label")
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+def _draw_reliability(axes: Axes, bins: Sequence[Mapping[str, float]]) -> None:
+    cells = np.array([one["num_cells"] for one in bins])
+    xs, ys = ([one[name] for one in bins] for name in ("mean_probability", "accuracy"))
+    axes.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
+    axes.plot(xs, ys, color=COLORS[0], linewidth=1.2)
+    axes.scatter(xs, ys, s=8 + MAX_MARKER_AREA * cells / cells.max(), color=COLORS[0], alpha=0.7, zorder=3)
+    axes.set_xlim(0, 1.03)
+    axes.set_ylim(0, 1.03)
+    axes.set_xlabel("Probability of the label")

@@ -16,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from screformer.train.figure_names import name_points
 from screformer.train.result_files import written_aside
 
 # Okabe and Ito's palette (2008), told apart with every common colour vision; black closes it.
@@ -26,6 +27,7 @@ RESOLUTION = 150
 FONT_SIZE = 10
 MAX_NAME_LENGTH = 32
 MAX_PRINTED_CLASSES = 30
+MAX_WIDE_BARS = 6
 MAX_NAMED_CURVES, NUM_WORST_CURVES = 18, 12
 MASKED_GENE_ANSWERS = ("gene_majority_accuracy", "gene_mean_accuracy", "cell_majority_accuracy")
 SCORE_PANEL = "Score on held-out cells"
@@ -246,7 +248,8 @@ def plot_comparison(
         Model -> score name -> lower and upper end, drawn as a line over the bar; None where there is none.
     """
     models = list(scores)
-    figure, axes = _new_figure(8.0, 1.5 + 0.3 * len(models) * (len(score_names) + 0.7))
+    bar = 0.3 if len(models) <= MAX_WIDE_BARS else 0.2
+    figure, axes = _new_figure(8.0, 1.5 + bar * len(models) * (len(score_names) + 0.7))
     height = 0.8 / len(score_names)
     for index, score in enumerate(score_names):
         places = np.arange(len(models)) + (index - (len(score_names) - 1) / 2) * height
@@ -312,8 +315,9 @@ def plot_cost(
     *,
     title: str,
     ylabel: str = "Macro-F1 of the test cells",
+    emphasized: str | None = None,
 ) -> None:
-    """Draw models by what they cost and how well they do, each with its name.
+    """Draw models by what they cost and how well they do, each with its name beside it.
 
     Parameters
     ----------
@@ -323,17 +327,20 @@ def plot_cost(
         PNG file to write.
     title, ylabel
         Headline, and what the score is.
+    emphasized
+        The model that has another colour and mark.
     """
     figure, axes = _new_figure(9.0, 5.2)
-    for index, (name, (seconds, score)) in enumerate(points.items()):
-        marker = MARKERS[index // len(COLORS) % len(MARKERS)]
-        axes.plot([seconds], [score], marker, color=COLORS[index % len(COLORS)], markersize=8, label=_shorten(name))
+    for name, place in points.items():
+        color, marker = (COLORS[5], "D") if name == emphasized else (COLORS[0], "o")
+        axes.plot(*place, marker, color=color, markersize=8)
     axes.set_xscale("log")
+    axes.margins(x=0.14, y=0.1)
     axes.set_xlabel("Seconds to learn and to name the test cells")
     axes.set_ylabel(ylabel)
     axes.set_title(title)
     axes.grid(color="0.9")
-    axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=FONT_SIZE - 1)
+    name_points(axes, {_shorten(name): place for name, place in points.items()}, size=FONT_SIZE - 1)
     _save(figure, path)
 
 
