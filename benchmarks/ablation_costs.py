@@ -8,14 +8,16 @@ of its own, forward and backward, from hidden states to hidden states, without a
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from screformer.benchmarks.contest import DEFAULT_LIMITS, PAPER_SHAPE, Limits
 from screformer.benchmarks.measuring import Build, CannotRunError, Shape, memory_in_new_process
 from screformer.benchmarks.rivals import bert_eager_encoder, bert_sdpa_encoder, our_encoder, our_exact_encoder
 from screformer.model_cards.markdown import table
+from screformer.train.result_files import write_json
 
 logger = logging.getLogger("screformer.benchmarks.ablation_costs")
 Json = dict[str, Any]
@@ -98,8 +100,34 @@ def measure_costs(
     return rows
 
 
-def costs_table(rows: Sequence[Json]) -> str:
-    """Return the rows as Markdown, time and memory as multiples of the first that ran, ours."""
+def write_costs(rows: Sequence[Json], output: str | Path, *, provenance: Mapping[str, Any]) -> Json:
+    """Write ``ablations-step_costs.json`` and ``.md`` of `measure_costs`' rows, and return the JSON."""
+    shape = rows[0]["shape"]
+    columns, cells = costs_rows(rows)
+    notes = [
+        f"One cell, {shape['num_layers']} layers of {shape['hidden_size']} with {shape['num_heads']} heads (the "
+        "paper's width), from hidden states to hidden states, forward and backward once, without an optimizer, each in "
+        "a process of its own. In brackets: times the first row. Lengths are multiples of the bucket size."
+    ]
+    results = {
+        "question": "What does a training step cost with each kind of attention?",
+        **provenance,
+        "columns": columns,
+        "rows": cells,
+        "notes": notes,
+        "steps": list(rows),
+    }
+    stem = Path(output, "ablations-step_costs")
+    write_json(f"{stem}.json", results)
+    text = "\n\n".join(
+        [f"# {results['question']}", f"{results['date']}, `{results['command']}`.", *notes, table(columns, cells)]
+    )
+    Path(f"{stem}.md").write_text(text + "\n", encoding="utf-8")
+    return results
+
+
+def costs_rows(rows: Sequence[Json]) -> tuple[list[str], list[list[str]]]:
+    """Return header and cells of the table, time and memory as multiples of the first that ran, ours."""
     known = [row for row in rows if row["seconds"] is not None]
     cells = []
     for row in rows:
@@ -112,4 +140,4 @@ def costs_table(rows: Sequence[Json]) -> str:
                 f"{row['seconds']:.2f} ({slower:.2g}x)", f"{row['peak_bytes'] / 1e9:.2f} ({larger:.2g}x){pairs}"
             ]  # fmt: skip
         cells.append([row["title"], f"{row['num_genes']:,}", *measured])
-    return table(["encoder", "genes", "seconds of a step", "GB of a step"], cells)
+    return ["encoder", "genes", "seconds of a step", "GB of a step"], cells

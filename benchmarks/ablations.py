@@ -19,12 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from screformer.benchmarks.ablation_costs import COST_LIMITS, COSTS, NUM_VARIABLE_GENES, costs_table, measure_costs
+from screformer.benchmarks.ablation_costs import COST_LIMITS, COSTS, NUM_VARIABLE_GENES, measure_costs, write_costs
 from screformer.benchmarks.cell_type_systems import CellTypeSystem
 from screformer.benchmarks.comparison import PLOTTED, RUN_KEYS, SPLIT_SEED, provenance, run_systems
 from screformer.benchmarks.comparison_statistics import summarize_systems
 from screformer.benchmarks.comparison_tables import difference, number
-from screformer.benchmarks.contest import Limits
 from screformer.benchmarks.fine_tuning_runs import without_folders
 from screformer.benchmarks.labelled_data import LabelledData, read_labelled_data
 from screformer.benchmarks.protocol import Kind, make_folds
@@ -36,7 +35,7 @@ from screformer.model_cards.markdown import table
 from screformer.tokenization.example_cells import example_cells_path
 from screformer.tokenization.tokenization_screformer import ScReformerTokenizer
 from screformer.train.figures import plot_comparison
-from screformer.train.result_files import read_json, write_json
+from screformer.train.result_files import write_json
 
 logger = logging.getLogger("screformer.benchmarks.ablations")
 FULL, REGRESSION = "full", "logistic_regression"
@@ -138,8 +137,6 @@ def run_ablations(
     kind: Kind,
     settings: Settings = DEFAULTS,
     names: Sequence[str] = (),
-    costs: Sequence[str] = tuple(COSTS),
-    limits: Limits = COST_LIMITS,
     seeds: int = 1,
     output: str | Path = "benchmarks/results",
     work: str | Path = "runs/ablations",
@@ -155,10 +152,6 @@ def run_ablations(
         What all variants share.
     names
         Of `ablations`; default all. The whole method is always run.
-    costs
-        Of `COSTS`: steps to measure; none are without a figure.
-    limits
-        Of the steps' time and memory, and where they run.
 
     Raises
     ------
@@ -172,73 +165,60 @@ def run_ablations(
     chosen = {name: make for name, make in known.items() if not names or name in {FULL, *names}}
     folds = make_folds(data, kind, seed=SPLIT_SEED)
     runs, left_out = run_systems(data, chosen, folds, seeds=seeds, work=work)
-    costs_path = Path(work, "costs.json")
-    if costs and not costs_path.exists():
-        write_json(costs_path, measure_costs(costs, limits=limits))
+    systems = summarize_systems(runs, baseline=FULL)
+    columns = ["variant", "accuracy", "macro-F1", "macro-F1 less the whole method"]
+    rows = [
+        [row["title"], number(row["accuracy"]), number(row["macro_f1"]), difference(row.get("less_baseline"))]
+        for row in systems.values()
+    ]
+    notes = [_describe(data, kind, len(folds), seeds, settings)]
     results = {
-        "question": "What is each part of the method worth?",
+        "question": f"What is each part of the method worth? {data.name}, preset {settings.preset}",
         "data": data.name,
         "kind": kind,
         "num_folds": len(folds),
         "seeds": seeds,
         **provenance(command),
         "settings": settings._asdict(),
-        "systems": summarize_systems(runs, baseline=FULL),
-        "costs": read_json(costs_path) if costs else [],
-        "left_out": left_out,
+        "columns": columns,
+        "rows": rows,
+        "notes": notes + [f"Left out: {name} ({why})." for name, why in left_out.items()],
+        "systems": systems,
         "runs": [{key: run[key] for key in RUN_KEYS} for run in runs],
     }
     stem = Path(output, f"ablations-{data.name}")
     write_json(f"{stem}.json", results)
     Path(f"{stem}.md").write_text(format_ablations(results), encoding="utf-8")
-    rows = results["systems"].values()
     scores, intervals = (
-        {row["title"]: {name: row[name + ending] for name in PLOTTED} for row in rows} for ending in ("", "_interval")
+        {row["title"]: {name: row[name + ending] for name in PLOTTED} for row in systems.values()}
+        for ending in ("", "_interval")
     )
     plot_comparison(scores, f"{stem}.png", title=f"Ablations, {data.name}, {settings.preset}", intervals=intervals)
     return results
 
 
-def ablations_table(results: Mapping[str, Any]) -> str:
-    """Return a row a variant: accuracy, macro-F1, and the difference to the whole method."""
-    rows = [
-        [row["title"], number(row["accuracy"]), number(row["macro_f1"]), difference(row.get("less_baseline"))]
-        for row in results["systems"].values()
-    ]
-    return table(["variant", "accuracy", "macro-F1", "macro-F1 less the whole method"], rows)
+def _describe(data: LabelledData, kind: Kind, num_folds: int, seeds: int, settings: Settings) -> str:
+    cells = f"at most {settings.cells_per_label}" if settings.cells_per_label else "all"
+    genes = "expressed genes" if settings.gene_space == "expressed" else "every gene"
+    width = "" if settings.preset == "base" else ", **a toy width**, whose figures do not say what the paper's would be"
+    return (
+        f"{data.adata.n_obs:,} cells of {data.name}, {kind.replace('_', ' ')}, {num_folds} folds, {seeds} "
+        f"seed{'s' if seeds > 1 else ''}. Preset {settings.preset}{width}; {genes}; {cells} labelled cells of each "
+        f"type; epochs: {settings.pretraining_epochs:g} of pretraining and {settings.epochs:g} of fine-tuning at "
+        f"{settings.learning_rate:g}, on the training cells alone. The classifier is the paper's: no regression helps "
+        "it. Intervals (95%) by drawing folds anew. The logistic regression has every labelled cell of the training folds."
+    )
 
 
 def format_ablations(results: Mapping[str, Any]) -> str:
     """Return the result as Markdown."""
-    settings = Settings(**results["settings"])
-    cells = f"at most {settings.cells_per_label}" if settings.cells_per_label else "all"
-    genes = "expressed genes" if settings.gene_space == "expressed" else "every gene"
-    width = "" if settings.preset == "base" else ": **a toy width**, whose figures do not say what the paper's would be"
     lines = [
         f"# {results['question']}",
-        "",
-        f"{results['date']}, `{results['command']}`, {results['data']}, {results['kind'].replace('_', ' ')}, "
-        f"{results['num_folds']} folds, {results['seeds']} seed{'s' if results['seeds'] > 1 else ''}, screformer "
-        f"{results['versions']['screformer']}. Preset {settings.preset}{width}; {genes}; {cells} labelled cells of "
-        f"each type; {settings.pretraining_epochs:g} epoch of pretraining and {settings.epochs:g} of fine-tuning at "
-        f"{settings.learning_rate:g}, on the training donors. The paper's classifier: no regression helps it. "
-        "Intervals (95%) by drawing folds anew; the logistic regression has every labelled cell.",
-        "",
-        ablations_table(results),
+        f"{results['date']}, `{results['command']}`, screformer {results['versions']['screformer']}.",
+        *results["notes"],
+        table(results["columns"], results["rows"]),
     ]
-    if results["costs"]:
-        shape = results["costs"][0]["shape"]
-        lines += [
-            "",
-            "## What a training step costs",
-            "",
-            f"One cell, {shape['num_layers']} layers of {shape['hidden_size']} with {shape['num_heads']} heads (the "
-            "paper's width), forward and backward once, each in a process of its own; in brackets, times ours.",
-            "",
-            costs_table(results["costs"]),
-        ]
-    lines += [f"\nLeft out: {name} ({why})." for name, why in results["left_out"].items()]
-    return "\n".join(lines) + "\n"
+    return "\n\n".join(lines) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -254,7 +234,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", default="benchmarks/results", help="Folder for the results (default: %(default)s).")
     parser.add_argument("--work", default="runs/ablations", help="Folder for the runs (default: %(default)s).")
     parser.add_argument("--names", nargs="+", default=[], help=f"Some of {', '.join(ablations(DEFAULTS))}.")
-    parser.add_argument("--costs", nargs="*", default=list(COSTS), help=f"Steps: some of {', '.join(COSTS)}, or none.")
+    parser.add_argument(
+        "--costs", nargs="*", default=[], help=f"Only measure steps: some of {', '.join(COSTS)}, or all."
+    )
     parser.add_argument("--preset", default=DEFAULTS.preset, choices=["tiny", "base", "large"])
     parser.add_argument("--gene-space", default=DEFAULTS.gene_space, choices=["expressed", "full"])
     parser.add_argument("--cells-per-label", type=int, default=DEFAULTS.cells_per_label, help="0: all.")
@@ -269,27 +251,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING)
     logging.getLogger("screformer.benchmarks").setLevel(logging.INFO)
     arguments = list(sys.argv[1:] if argv is None else argv)
+    command = " ".join(["screformer benchmark ablations", *without_folders(arguments)])
     try:
-        one = CellsToCompareOn(str(example_cells_path()), group_column="donor")
-        one = one if given.cells is None else CellsToCompareOn.parse(given.cells)
-        data = read_labelled_data(one.path, label_column=one.label_column, group_column=one.group_column)
-        results = run_ablations(
-            data,
-            kind="five_fold" if data.groups is None else "leave_one_group_out",
-            settings=Settings(**{name: getattr(given, name) for name in Settings._fields}),
-            names=given.names,
-            costs=given.costs,
-            limits=replace(
+        if given.costs:
+            limits = replace(
                 COST_LIMITS, memory_limit=given.memory_limit, time_limit=given.time_limit, device=given.device
-            ),
-            seeds=given.seeds,
-            output=given.output,
-            work=given.work,
-            command=" ".join(["screformer benchmark ablations", *without_folders(arguments)]),
-        )
+            )
+            rows = measure_costs(list(COSTS) if given.costs == ["all"] else given.costs, limits=limits)
+            results = write_costs(rows, given.output, provenance=provenance(command))
+        else:
+            one = CellsToCompareOn(str(example_cells_path()), group_column="donor")
+            one = one if given.cells is None else CellsToCompareOn.parse(given.cells)
+            data = read_labelled_data(one.path, label_column=one.label_column, group_column=one.group_column)
+            results = run_ablations(
+                data,
+                kind="five_fold" if data.groups is None else "leave_one_group_out",
+                settings=Settings(**{name: getattr(given, name) for name in Settings._fields}),
+                names=given.names,
+                seeds=given.seeds,
+                output=given.output,
+                work=given.work,
+                command=command,
+            )
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
-    sys.stdout.write(format_ablations(results))
+    sys.stdout.write(table(results["columns"], results["rows"]) + "\n")
 
 
 if __name__ == "__main__":
