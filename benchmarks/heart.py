@@ -1,7 +1,8 @@
 """The paper's heart data, as their portals give them, through the comparison: check a file, then run systems on it.
 
 The paper (Li et al. 2025) tells first-tier cell types of the heart apart, on a 60/20/20 split of the cells (section
-2.5), and in five folds on two further data sets (section 3.5). `heart_sources` has the recipe of each source.
+2.5), and in five folds on two further data sets (section 3.5). It does not name its nine types; here all that a file
+has of uHAF's twelve are compared. `heart_sources` has the recipe of each source.
 """
 
 from __future__ import annotations
@@ -214,11 +215,11 @@ def _check_labels(name: str, source: HeartSource, labels: Strings) -> None:
 def format_check(checked: HeartCheck) -> str:
     """Return what a file holds as lines: the proportions of types (figure 2B), and what is left out."""
     counts, total = checked.type_counts, len(checked.types)
-    kept = sum(counts.values())
+    kept, num_donors = sum(counts.values()), len(set(checked.donors.tolist()) - {""})
     lines = [
         f"{checked.path.name}: {checked.source.title}",
         f"{total:,} cells, counts in {checked.count_source}; {checked.num_genes:,} genes by {checked.gene_source}, "
-        f"{checked.num_known_genes:,} in the vocabulary; {len(set(checked.donors.tolist()) - {''})} donors",
+        f"{checked.num_known_genes:,} in the vocabulary; {num_donors} donor{'s' if num_donors != 1 else ''}",
         "",
         f"{'type':<24}{'cells':>10}{'share':>8}",
         *(f"{type_:<24}{number:>10,}{number / kept:>8.1%}" for type_, number in counts.items()),
