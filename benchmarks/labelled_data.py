@@ -14,12 +14,13 @@ import numpy.typing as npt
 from anndata import AnnData
 from scipy import sparse
 
-from screformer.tokenization.count_matrix import open_count_matrix
+from screformer.tokenization.count_matrix import CountMatrix, open_count_matrix
 
 BLOCK = 1024
 MIN_SHARED_GENES = 100
 
 Strings = npt.NDArray[np.str_]
+Int64Array = npt.NDArray[np.int64]
 
 
 class LabelledData(NamedTuple):
@@ -50,7 +51,7 @@ def read_labelled_data(
     min_cells: int = 10,
     label_map: Mapping[str, str] | None = None,
 ) -> LabelledData:
-    """Read raw counts of any format whole, with their labels.
+    """Read raw counts of any format, with their labels.
 
     Parameters
     ----------
@@ -71,14 +72,20 @@ def read_labelled_data(
         A column is missing, or fewer than two labels are left.
     """
     with open_count_matrix(path) as matrix:
-        counts = sparse.vstack(list(matrix.blocks(BLOCK)), format="csr")
         labels = np.array([label or "" for label in matrix.obs_column(label_column)], dtype=np.str_)
         groups = None if group_column is None else np.array(
             [group or "" for group in matrix.obs_column(group_column)], dtype=np.str_
         )  # fmt: skip
-        names, genes = matrix.cell_ids, matrix.gene_names
-    if label_map is not None:
-        labels = np.array([label_map.get(label, "") for label in labels.tolist()], dtype=np.str_)
+        if label_map is not None:
+            labels = np.array([label_map.get(label, "") for label in labels.tolist()], dtype=np.str_)
+        kept = _cells_with_labels(path, label_column, labels, exclude_labels, min_cells)
+        adata = read_cells(matrix, kept)
+    return LabelledData(Path(path).stem, adata, labels[kept], None if groups is None else groups[kept])
+
+
+def _cells_with_labels(
+    path: str | Path, label_column: str, labels: Strings, exclude_labels: Sequence[str], min_cells: int
+) -> Int64Array:
     sizes = Counter(labels.tolist())
     wanted = sorted(label for label in sizes if label and label not in exclude_labels and sizes[label] >= min_cells)
     if len(wanted) < 2:
@@ -86,11 +93,65 @@ def read_labelled_data(
             f"label_column={label_column!r}: {Path(path).name} has the labels {dict(sizes)}; at least two with "
             f"{min_cells} cells are needed"
         )
-    kept = np.flatnonzero(np.isin(labels, wanted))
-    adata = AnnData(counts[kept])
-    adata.obs_names, adata.var_names = [names[row] for row in kept.tolist()], genes
+    return np.flatnonzero(np.isin(labels, wanted))
+
+
+def read_cells(matrix: CountMatrix, rows: Int64Array) -> AnnData:
+    """Return the raw counts of some cells, with names; no more than these and a block are held.
+
+    Parameters
+    ----------
+    matrix
+        Open.
+    rows
+        Their numbers, ascending.
+    """
+    parts = []
+    for number, block in enumerate(matrix.blocks(BLOCK)):
+        first, last = np.searchsorted(rows, [number * BLOCK, number * BLOCK + block.shape[0]])
+        parts.append(block[rows[first:last] - number * BLOCK])
+    adata = AnnData(sparse.vstack(parts, format="csr"))
+    names = matrix.cell_ids
+    adata.obs_names, adata.var_names = [names[row] for row in rows.tolist()], matrix.gene_names
     adata.var_names_make_unique()
-    return LabelledData(Path(path).stem, adata, labels[kept], None if groups is None else groups[kept])
+    return adata
+
+
+def sample_by_label(labels: Strings, num_cells: int, *, least: int = 10, seed: int = 2022) -> Int64Array:
+    """Return row numbers, ascending, of `num_cells` cells: each label's share is kept, but for rare ones.
+
+    Parameters
+    ----------
+    labels
+        Of each cell.
+    num_cells
+        To draw; all if there are no more.
+    least
+        Cells of a label that are kept, if it has so many, however rare it is.
+    seed
+        Fixes which.
+
+    Raises
+    ------
+    ValueError
+        `num_cells` is too small for `least` of each label.
+    """
+    if len(labels) <= num_cells:
+        return np.arange(len(labels))
+    names, sizes = np.unique(labels, return_counts=True)
+    if num_cells < least * len(names):
+        raise ValueError(
+            f"num_cells got {num_cells}; {len(names)} labels with {least} cells each need at least {least * len(names)}"
+        )
+    quotas = np.maximum(-(-sizes * num_cells // len(labels)), np.minimum(sizes, least))
+    while quotas.sum() > num_cells:
+        quotas[quotas.argmax()] -= 1
+    generator = np.random.default_rng(seed)
+    drawn = [
+        generator.choice(np.flatnonzero(labels == name), quota, replace=False)
+        for name, quota in zip(names, quotas, strict=True)
+    ]
+    return np.sort(np.concatenate(drawn))
 
 
 def join_labelled_data(parts: Sequence[LabelledData], *, name: str | None = None) -> LabelledData:

@@ -74,6 +74,70 @@ def benchmark_suite(
             say(f"  {row['title']:<48} accuracy {row['accuracy']:.3f}  macro-F1 {row['macro_f1']:.3f}")
 
 
+@benchmark.command("heart")
+def benchmark_heart(
+    source: Annotated[
+        Literal["litvinukova2020", "tucker2020", "wang2020", "heca"] | None, typer.Option(help="The data set.")
+    ] = None,
+    cells: Annotated[
+        list[Path] | None, typer.Option(help="Its file, as downloaded. Of wang2020 give it for each text matrix.")
+    ] = None,
+    annotation: Annotated[Path | None, typer.Option(help="Of wang2020's text matrices: the table of clusters.")] = None,
+    kind: Annotated[
+        Literal["random", "five_fold", "leave_one_group_out"],
+        typer.Option(help="random: the paper's 60/20/20 of the cells. leave_one_group_out: each donor held out."),
+    ] = "random",
+    system: Annotated[list[str] | None, typer.Option(help="Only this system. Give it once for each.")] = None,
+    seeds: Annotated[int, typer.Option(help="Seeds of each system and fold.")] = 1,
+    max_cells: Annotated[int | None, typer.Option(help="Draw so many, each type by its share: less memory.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of cell types, if it is another.")] = None,
+    donor_column: Annotated[str | None, typer.Option(help="Column of donors, if it is another.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only look whether the file fits.")] = False,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path(
+        "benchmarks/results"
+    ),
+    work: Annotated[Path, typer.Option(help="Folder for the result of every run, which is not repeated.")] = Path(
+        "runs/comparison"
+    ),
+) -> None:
+    """The paper's heart data through the comparison. Without --cells: where to get them, and what is expected.
+
+    \b
+    Example:
+      screformer benchmark heart --source litvinukova2020 --cells global_raw.h5ad --check
+    """
+    from .benchmarks import heart
+    from .benchmarks.heart_sources import format_source, heart_sources
+
+    if source is None or not cells:
+        shown = [one for one in heart_sources().values() if source in (None, one.name)]
+        say("\n\n".join(format_source(one) for one in shown))
+        return
+    name: str = source
+    path = run(lambda: heart.cells_of_source(name, cells, annotation=annotation, work=work))
+    checked = run(lambda: heart.check_heart_cells(name, path, label_column=label_column, donor_column=donor_column))
+    say(heart.format_check(checked))
+    if check:
+        return
+    given = "".join(f" --system {one}" for one in system or ()) + (f" --max-cells {max_cells}" if max_cells else "")
+    command = f"screformer benchmark heart --source {name} --cells {path.name} --kind {kind}{given} --seeds {seeds}"
+    result = run(
+        lambda: heart.compare_on_heart(
+            checked,
+            kind=kind,
+            systems=system or (),
+            seeds=seeds,
+            max_cells=max_cells,
+            output=output,
+            work=work,
+            command=command,
+        )
+    )
+    say(f"\n{result['question']} ({result['kind'].replace('_', ' ')}) {output}")
+    for row in result["systems"].values():
+        say(f"  {row['title']:<48} accuracy {row['accuracy']:.3f}  macro-F1 {row['macro_f1']:.3f}")
+
+
 @benchmark.command("attention")
 def benchmark_attention(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path(

@@ -42,6 +42,7 @@ DATA_FILES = {
     "screformer/train/finetune-paper.yaml",
     "screformer/train/accelerate_fsdp2.yaml",
     "screformer/train/deepspeed_zero2.json",
+    "screformer/benchmarks/heart_sources.json",
     "screformer/model_cards/template.md",
     "screformer/model_cards/report_template.html",
 }
