@@ -206,7 +206,7 @@ def _describe(data: LabelledData, kind: Kind, num_folds: int, seeds: int, settin
         f"seed{'s' if seeds > 1 else ''}. Preset {settings.preset}{width}; {genes}; {cells} labelled cells of each "
         f"type; epochs: {settings.pretraining_epochs:g} of pretraining and {settings.epochs:g} of fine-tuning at "
         f"{settings.learning_rate:g}, on the training cells alone. The classifier is the paper's: no regression helps "
-        "it. Intervals (95%) by drawing folds anew. The logistic regression has every labelled cell of the training folds."
+        "it. Intervals (95%) by drawing folds anew. Logistic regression has every labelled training cell."
     )
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from screformer.benchmarks.cell_type_systems import CellTypeSystem
+from screformer.benchmarks.system_celltypist import CellTypist
+from screformer.benchmarks.system_mlp import Mlp
 from screformer.benchmarks.system_sccatch import ScCatch
 from screformer.benchmarks.system_scpred import ScPred
+from screformer.benchmarks.system_xgboost import XGBoost
 from screformer.benchmarks.systems_simple import (
     LinearSVCSystem,
     LogisticRegressionSystem,
@@ -19,6 +22,9 @@ SYSTEMS: dict[str, Callable[[], CellTypeSystem]] = {
     "logistic_regression": LogisticRegressionSystem,
     "linear_svc": LinearSVCSystem,
     "knn": NearestNeighbors,
+    "mlp": Mlp,
+    "celltypist": CellTypist,
+    "xgboost": XGBoost,
     "scpred": ScPred,
     "sccatch": ScCatch,
 }

@@ -138,9 +138,9 @@ def run_system(
     The record has ``system``, ``title``, ``is_inductive``, ``settings`` (what the system was made with or has chosen:
     its public attributes that are plain values), ``data``, ``fold``, ``seed``, ``num_cells`` of each part, the scores
     of `score_named_cells`, ``fit_seconds``, ``predict_seconds``, ``peak_bytes`` (resident memory beyond what there was
-    before, both together), ``date`` and ``versions``. Beside it lies what was said of each test cell, see
-    `read_predictions`. Training cells are those of the parts train and validation, which systems split by themselves if
-    they need to; so all have the same.
+    before, both together), ``cells_sha256`` (of names and labels), ``date`` and ``versions``. Beside it
+    lies what was said of each test cell, see `read_predictions`. Training cells are those of the parts train and
+    validation, which systems split by themselves if they need to; so all have the same.
 
     Parameters
     ----------
@@ -153,14 +153,17 @@ def run_system(
     seed
         Of the system.
     work
-        Folder with a JSON a run.
+        Folder with a JSON a run. One that is there is not made again, if it is of the same cells and settings.
     """
     path = Path(work) / f"{_run_name(data.name, fold.name, name, seed)}.json"
-    if path.exists():
-        stored: dict[str, Any] = read_json(path)
-        return stored
     train = np.sort(np.concatenate([fold.cells.train, fold.cells.validation]))
     test = fold.cells.test
+    cells_hash = _hash_cells(data, train, test)
+    if path.exists():
+        stored: dict[str, Any] = read_json(path)
+        if stored.get("cells_sha256") == cells_hash and _has_settings(stored, system):
+            return stored
+        logger.warning("%s is of other cells or settings and is made anew", path.name)
     seconds: dict[str, float] = {}
     named: list[NamedCells] = []
 
@@ -184,6 +187,7 @@ def run_system(
         "fold": fold.name,
         "seed": seed,
         "num_cells": {"train": len(train), "test": len(test)},
+        "cells_sha256": cells_hash,
         **score_named_cells(named[0], truth),
         **{key: round(value, 3) for key, value in seconds.items()},
         "peak_bytes": peak,
@@ -194,6 +198,17 @@ def run_system(
     write_json(path, record)  # last: where it is, the run is complete
     logger.info("%s, %s: accuracy %.3f, macro-F1 %.3f", fold.name, system.title, record["accuracy"], record["macro_f1"])
     return record
+
+
+def _hash_cells(data: LabelledData, *parts: npt.NDArray[np.int64]) -> str:
+    names = np.asarray(data.adata.obs_names, dtype=np.str_)
+    return _hash_names([text for rows in parts for text in ("|", *names[rows].tolist(), *data.labels[rows].tolist())])
+
+
+def _has_settings(stored: Mapping[str, Any], system: CellTypeSystem) -> bool:
+    """Return whether a stored run is of a system made like this one; what it has chosen by itself may be anything."""
+    given = {name: value for name, value in _plain_attributes(system).items() if value is not None}
+    return stored["title"] == system.title and given.items() <= stored["settings"].items()
 
 
 class Predictions(NamedTuple):

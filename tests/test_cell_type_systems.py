@@ -6,6 +6,8 @@ import torch
 from scipy import sparse
 
 from screformer.benchmarks.known_systems import SYSTEMS as KNOWN_SYSTEMS
+from screformer.benchmarks.system_celltypist import CellTypist
+from screformer.benchmarks.system_mlp import Mlp
 from screformer.benchmarks.systems_features import training_cells
 
 # Ports of published methods have tests of their own.
@@ -14,6 +16,15 @@ SYSTEMS = {name: make for name, make in KNOWN_SYSTEMS.items() if name not in ("s
 TYPES = ["alpha", "beta", "delta"]
 SHARES = [0.5, 0.3, 0.2]
 LEARNING = [name for name in SYSTEMS if name != "majority_class"]
+SEARCHING = ["logistic_regression", "linear_svc"]  # by held-out groups
+PACKAGES = {"xgboost": "xgboost"}
+
+
+@pytest.fixture(autouse=True)
+def skip_without_package(request):
+    name = getattr(request.node, "callspec", None) and request.node.callspec.params.get("name")
+    if name in PACKAGES:
+        pytest.importorskip(PACKAGES[name])
 
 
 def make_cells(num_cells, seed, types=TYPES, num_genes=80):
@@ -100,7 +111,7 @@ def test_one_label_and_groups_of_another_length_are_refused(name):
     train, labels = make_cells(60, 0)
     with pytest.raises(ValueError, match="at least 2 labels"):
         SYSTEMS[name]().fit(train, ["alpha"] * 60)
-    if name != "knn":  # which searches nothing
+    if name in SEARCHING:
         with pytest.raises(ValueError, match="one entry a"):
             SYSTEMS[name]().fit(train, labels, groups=["donor"] * 59)
 
@@ -114,3 +125,27 @@ def test_components_are_those_of_the_training_cells():
     np.testing.assert_array_equal(system.components.components_, before)
     features = training_cells(train, labels).features.toarray()
     np.testing.assert_allclose(system.components.mean_, features.mean(axis=0), rtol=1e-6)
+
+
+def test_celltypist_keeps_the_genes_with_the_largest_weights():
+    train, labels = make_cells(120, 0)
+    system = CellTypist(num_top_genes=8)
+    system.fit(train, labels)
+    assert set(range(24)) & set(system._columns.tolist())
+    assert 8 <= len(system._columns) <= 24
+    assert len(set(system._columns.tolist()) - set(range(24))) <= 4  # nearly all are genes of the three types
+    with pytest.raises(ValueError, match="num_top_genes got 0"):
+        CellTypist(num_top_genes=0)
+
+
+def test_mlp_trains_on_few_cells_without_holding_any_out():
+    (train, labels), (test, test_labels) = make_cells(12, 0), make_cells(60, 1)
+    system = Mlp()
+    system.fit(train, labels)
+    assert share_right(system.predict(test), test_labels) > 0.7
+
+
+def test_a_missing_package_is_named_before_anything_is_done(monkeypatch):
+    monkeypatch.setattr("screformer.benchmarks.cell_type_systems.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="xgboost-cpu is not installed: pip install xgboost-cpu"):
+        SYSTEMS["xgboost"]().fit(*make_cells(12, 0))

@@ -26,20 +26,20 @@ class Nearest:
     title = "nearest mean"
     is_inductive = True
 
-    def __init__(self):
-        self.fitted = 0
+    def __init__(self, power=1):
+        self.power, self._fits = power, 0
 
     def fit(self, adata, labels, *, groups=None, seed=0):
-        self.fitted += 1
-        self.genes, self.groups, self.names = list(adata.var_names), groups, list(adata.obs_names)
+        self._fits += 1
+        self._genes, self.groups, self.names = list(adata.var_names), groups, list(adata.obs_names)
         self.classes = tuple(sorted(set(labels)))
         rows = np.log1p(adata.X.toarray())
-        self.means = np.stack([rows[np.array(labels) == label].mean(axis=0) for label in self.classes])
+        self._means = np.stack([rows[np.array(labels) == label].mean(axis=0) for label in self.classes])
 
     def predict(self, adata):
-        check_genes(self.genes, adata)
+        check_genes(self._genes, adata)
         distances = np.stack(
-            [np.linalg.norm(np.log1p(adata.X.toarray()) - mean, axis=1) for mean in self.means], axis=1
+            [np.linalg.norm(np.log1p(adata.X.toarray()) - mean, axis=1) for mean in self._means], axis=1
         )
         labels = [self.classes[place] for place in distances.argmin(axis=1)]
         return NamedCells(labels, -distances.astype(np.float32), self.classes)
@@ -150,15 +150,20 @@ def test_a_system_sees_the_training_cells_alone_and_is_not_run_twice(data, tmp_p
     assert record["macro_auc"] == 1
     assert record["peak_bytes"] >= 0
     assert record["fit_seconds"] >= 0
-    assert record["settings"] == {"fitted": 1}
+    assert record["settings"] == {"power": 1}
     assert record["is_inductive"]
     said = read_predictions(record, tmp_path / "runs")
     assert said.cells == data.adata.obs_names[fold.cells.test].tolist()
     assert said.truth == said.named.labels == data.labels[fold.cells.test].tolist()
     assert said.named.scores.shape == (30, 3)
     again = run_system(system, "nearest", data, fold, seed=3, work=tmp_path / "runs")
-    assert system.fitted == 1
+    assert system._fits == 1
     assert again == json.loads((tmp_path / "runs" / "cells-human2-nearest-3.json").read_text())
+    # Another setting, or other cells under the same names of files, are another run.
+    assert run_system(Nearest(2), "nearest", data, fold, seed=3, work=tmp_path / "runs")["settings"] == {"power": 2}
+    fewer = fold._replace(cells=fold.cells._replace(train=fold.cells.train[1:]))
+    record = run_system(Nearest(2), "nearest", data, fewer, seed=3, work=tmp_path / "runs")
+    assert record["num_cells"]["train"] == 89
 
 
 def test_cells_without_a_label_and_wrong_ones_are_errors():
