@@ -39,7 +39,9 @@ def test_every_command_helps_with_an_example(command):
     assert "xample" in result.output
 
 
-@pytest.mark.parametrize("benchmark", ["attention", "encoder", "memory", "donors", "heart", "tokenizing", "feeding"])
+@pytest.mark.parametrize(
+    "benchmark", ["attention", "encoder", "memory", "donors", "heart", "systems", "tokenizing", "feeding"]
+)
 def test_every_benchmark_helps_with_an_example(benchmark):
     result = run("benchmark", benchmark, "--help")
     assert result.exit_code == 0, result.output
