@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 R_SCRIPT = "seurat_transfer.R"
 R_PACKAGES = ("Seurat", "hdf5r")
 REMEDY = "make benchmark-deps, or apt-get install r-base-core r-cran-seurat r-cran-hdf5r"
-MIN_CELLS = 10  # of either kind: among fewer, hardly two are each other's nearest
+MIN_CELLS = 3  # to learn from, and to name: of fewer, R makes a vector where Seurat expects a matrix
 MAX_COUNTS = 2**31 - 1  # R numbers the entries of a sparse matrix with 32 bits
 NUM_SHOWN_LINES = 20
 
@@ -116,7 +116,8 @@ def run_r(arguments: Sequence[str]) -> str:
         It ended with another exit code than 0.
     """
     command = ["Rscript", "--no-init-file", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=_environment())
+    environment = {**os.environ, "LC_ALL": "C"}  # messages in English
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=environment)
     if done.returncode:
         written = "\n".join(done.stderr.strip().splitlines()[-NUM_SHOWN_LINES:]) or "(nothing)"
         remedy = (
@@ -126,10 +127,6 @@ def run_r(arguments: Sequence[str]) -> str:
         )
         raise ChildProcessError(f"Rscript ended with exit code {done.returncode}; {remedy}. It wrote:\n{written}")
     return done.stdout
-
-
-def _environment() -> dict[str, str]:
-    return {**os.environ, "LC_ALL": "C", "LANGUAGE": "en"}  # R's messages in English
 
 
 def write_cells(
@@ -176,4 +173,4 @@ def _int32(values: npt.ArrayLike) -> npt.NDArray[np.int32]:
 
 def _check_number_of_cells(adata: AnnData) -> None:
     if adata.n_obs < MIN_CELLS:
-        raise ValueError(f"adata has {adata.n_obs} cells; Seurat needs at least {MIN_CELLS} to find anchors: add cells")
+        raise ValueError(f"adata has {adata.n_obs} cells; Seurat needs at least {MIN_CELLS}: add cells")
