@@ -20,15 +20,15 @@ CORPUS_ARGS ?=
 export OMP_WAIT_POLICY ?= PASSIVE
 PIP := $(VENV)/bin/pip --disable-pip-version-check install --quiet --constraint constraints.txt $(PIP_ARGS)
 # A browser for the test of the web page: Debian's, where it may be installed.
-APT := env DEBIAN_FRONTEND=noninteractive timeout 300 apt-get -qq -o DPkg::Lock::Timeout=120
+APT = env DEBIAN_FRONTEND=noninteractive timeout $(1) apt-get -qq -o DPkg::Lock::Timeout=120
 BROWSER := { command -v chromium && command -v chromedriver; } >/dev/null \
-	|| { [ "$$(id -u)" = 0 ] && command -v apt-get && $(APT) update \
-	&& $(APT) install -y --no-install-recommends chromium chromium-driver; } >/dev/null 2>&1
+	|| { [ "$$(id -u)" = 0 ] && command -v apt-get && $(call APT,300) update \
+	&& $(call APT,300) install -y --no-install-recommends chromium chromium-driver; } >/dev/null 2>&1
 # Seurat for the comparison, Debian's too: 190 MB to fetch, 660 MB on disk.
 R_PACKAGES := r-base-core r-cran-seurat r-cran-hdf5r
 HAS_SEURAT := Rscript -e 'q(status = !all(c("Seurat", "hdf5r") %in% rownames(installed.packages())))' >/dev/null 2>&1
-SEURAT := $(HAS_SEURAT) || { [ "$$(id -u)" = 0 ] && command -v apt-get && $(APT) update \
-	&& $(subst timeout 300,timeout 1800,$(APT)) install -y --no-install-recommends $(R_PACKAGES); } >/dev/null 2>&1
+SEURAT := $(HAS_SEURAT) || { [ "$$(id -u)" = 0 ] && command -v apt-get && $(call APT,300) update \
+	&& $(call APT,1800) install -y --no-install-recommends $(R_PACKAGES); } >/dev/null 2>&1
 SOURCES := $(shell find modeling_screformer tokenization train annotation benchmarks model_cards -type f -not -name '*.pyc')
 
 .PHONY: quickstart test test-slow lint benchmark-deps bench bench-corpus bench-gpu bench-speed clean

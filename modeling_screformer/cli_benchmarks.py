@@ -88,7 +88,7 @@ def benchmark_systems() -> None:
     for name, make in known_systems().items():
         system = make()
         kind = "inductive" if system.is_inductive else "transductive"
-        say(f"{name:<20} {system.title:<34} {kind:<12}  {'; '.join(missing_packages(name)) or 'ready'}")
+        say(f"{name:<20} {system.title:<36} {kind:<12}  {'; '.join(missing_packages(name)) or 'ready'}")
 
 
 @benchmark.command("heart")

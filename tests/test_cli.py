@@ -49,6 +49,16 @@ def test_every_benchmark_helps_with_an_example(benchmark):
     assert benchmark in run("benchmark", "--help").output
 
 
+def test_the_list_of_systems_says_which_are_ready(monkeypatch, tmp_path):
+    from screformer.benchmarks.known_systems import SYSTEMS
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    rows = {line.split()[0]: line for line in run("benchmark", "systems").output.splitlines()}
+    assert set(rows) == {"screformer", *SYSTEMS}
+    assert rows["knn"].split()[-2:] == ["inductive", "ready"]
+    assert "transductive  R is not installed" in rows["seurat"]
+
+
 def test_the_attention_benchmark_measures_nearness_and_speed(tmp_path, monkeypatch):
     from screformer.benchmarks import attention, hashing
 

@@ -83,9 +83,7 @@ def test_a_failing_script_shows_what_r_wrote_and_leaves_no_files(fake_rscript, t
     system = SeuratLabelTransfer()
     system.fit(adata, labels)
     assert system.seurat_version == "5.1.0"
-    with pytest.raises(
-        ChildProcessError, match=r"(?s)exit code 3; if a package is .*\nline 11\n.*line 30$"
-    ):
+    with pytest.raises(ChildProcessError, match=r"(?s)exit code 3; if a package is .*\nline 11\n.*line 30$"):
         system.predict(adata)
     assert not list(folder.iterdir())
 
