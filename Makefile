@@ -2,6 +2,7 @@
 # make test         lint, types and tests against the installed wheel
 # make test-slow    the longer checks
 # make lint         lint and types only
+# make benchmark-deps  R with Seurat and what else the rivals need; without it they are left out. Then who is ready
 # make bench        cell types of unseen donors, beside logistic regression
 # make bench-corpus speed and memory of making and reading a corpus, on an idle machine; half an hour
 # make bench-gpu    correctness, speed and memory on a GPU; ten minutes
@@ -19,13 +20,18 @@ CORPUS_ARGS ?=
 export OMP_WAIT_POLICY ?= PASSIVE
 PIP := $(VENV)/bin/pip --disable-pip-version-check install --quiet --constraint constraints.txt $(PIP_ARGS)
 # A browser for the test of the web page: Debian's, where it may be installed.
-APT := env DEBIAN_FRONTEND=noninteractive timeout 300 apt-get -qq -o DPkg::Lock::Timeout=120
+APT = env DEBIAN_FRONTEND=noninteractive timeout $(1) apt-get -qq -o DPkg::Lock::Timeout=120
 BROWSER := { command -v chromium && command -v chromedriver; } >/dev/null \
-	|| { [ "$$(id -u)" = 0 ] && command -v apt-get && $(APT) update \
-	&& $(APT) install -y --no-install-recommends chromium chromium-driver; } >/dev/null 2>&1
+	|| { [ "$$(id -u)" = 0 ] && command -v apt-get && $(call APT,300) update \
+	&& $(call APT,300) install -y --no-install-recommends chromium chromium-driver; } >/dev/null 2>&1
+# Seurat for the comparison, Debian's too: 190 MB to fetch, 660 MB on disk.
+R_PACKAGES := r-base-core r-cran-seurat r-cran-hdf5r
+HAS_SEURAT := Rscript -e 'q(status = !all(c("Seurat", "hdf5r") %in% rownames(installed.packages())))' >/dev/null 2>&1
+SEURAT := $(HAS_SEURAT) || { [ "$$(id -u)" = 0 ] && command -v apt-get && $(call APT,300) update \
+	&& $(call APT,1800) install -y --no-install-recommends $(R_PACKAGES); } >/dev/null 2>&1
 SOURCES := $(shell find modeling_screformer tokenization train annotation benchmarks model_cards -type f -not -name '*.pyc')
 
-.PHONY: quickstart test test-slow lint bench bench-corpus bench-gpu bench-speed clean
+.PHONY: quickstart test test-slow lint benchmark-deps bench bench-corpus bench-gpu bench-speed clean
 
 quickstart: $(VENV)/.installed
 	$(VENV)/bin/screformer quickstart --output quickstart
@@ -40,6 +46,11 @@ lint: $(VENV)/.developed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+benchmark-deps: $(VENV)/.installed
+	$(PIP) ".[benchmarks]"
+	@$(SEURAT) || echo "Seurat is left out of the comparison: as root, apt-get install $(R_PACKAGES)"
+	$(VENV)/bin/screformer benchmark systems
 
 bench: $(VENV)/.installed
 	$(VENV)/bin/screformer benchmark donors --output benchmarks/results

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
-from screformer.benchmarks.cell_type_systems import CellTypeSystem
+from screformer.benchmarks.cell_type_systems import CellTypeSystem, need
 from screformer.benchmarks.system_celltypist import CellTypist
 from screformer.benchmarks.system_mlp import Mlp
 from screformer.benchmarks.system_sccatch import ScCatch
 from screformer.benchmarks.system_scpred import ScPred
+from screformer.benchmarks.system_seurat import SeuratLabelTransfer, need_seurat
 from screformer.benchmarks.system_xgboost import XGBoost
 from screformer.benchmarks.systems_simple import (
     LinearSVCSystem,
@@ -27,4 +29,24 @@ SYSTEMS: dict[str, Callable[[], CellTypeSystem]] = {
     "xgboost": XGBoost,
     "scpred": ScPred,
     "sccatch": ScCatch,
+    "seurat": SeuratLabelTransfer,
 }
+# What fit() of a system asks for beyond the requirements of this package; each raises ImportError where it is missing.
+REQUIREMENTS: dict[str, tuple[Callable[[], object], ...]] = {
+    "seurat": (need_seurat,),
+    "xgboost": (partial(need, "xgboost-cpu", "xgboost"),),
+    "singler": (partial(need, "singler"),),
+    "scanvi": (partial(need, "scvi-tools", "scvi"),),
+    "scbert": (partial(need, "performer-pytorch", "performer_pytorch"),),
+}
+
+
+def missing_packages(name: str) -> list[str]:
+    """Return what a system lacks on this machine, each with its remedy; nothing if it is ready."""
+    missing = []
+    for requirement in REQUIREMENTS.get(name, ()):
+        try:
+            requirement()
+        except ImportError as error:
+            missing.append(str(error))
+    return missing

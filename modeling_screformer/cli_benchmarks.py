@@ -74,6 +74,23 @@ def benchmark_suite(
             say(f"  {row['title']:<48} accuracy {row['accuracy']:.3f}  macro-F1 {row['macro_f1']:.3f}")
 
 
+@benchmark.command("systems")
+def benchmark_systems() -> None:
+    """Every system of the comparison, and what this machine lacks for it.
+
+    \b
+    Example:
+      screformer benchmark systems
+    """
+    from .benchmarks.known_systems import missing_packages
+    from .benchmarks.suites import known_systems
+
+    for name, make in known_systems().items():
+        system = make()
+        kind = "inductive" if system.is_inductive else "transductive"
+        say(f"{name:<20} {system.title:<36} {kind:<12}  {'; '.join(missing_packages(name)) or 'ready'}")
+
+
 @benchmark.command("heart")
 def benchmark_heart(
     source: Annotated[

@@ -39,12 +39,24 @@ def test_every_command_helps_with_an_example(command):
     assert "xample" in result.output
 
 
-@pytest.mark.parametrize("benchmark", ["attention", "encoder", "memory", "donors", "heart", "tokenizing", "feeding"])
+@pytest.mark.parametrize(
+    "benchmark", ["attention", "encoder", "memory", "donors", "heart", "systems", "tokenizing", "feeding"]
+)
 def test_every_benchmark_helps_with_an_example(benchmark):
     result = run("benchmark", benchmark, "--help")
     assert result.exit_code == 0, result.output
     assert "xample" in result.output
     assert benchmark in run("benchmark", "--help").output
+
+
+def test_the_list_of_systems_says_which_are_ready(monkeypatch, tmp_path):
+    from screformer.benchmarks.known_systems import SYSTEMS
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    rows = {line.split()[0]: line for line in run("benchmark", "systems").output.splitlines()}
+    assert set(rows) == {"screformer", *SYSTEMS}
+    assert rows["knn"].split()[-2:] == ["inductive", "ready"]
+    assert "transductive  R is not installed" in rows["seurat"]
 
 
 def test_the_attention_benchmark_measures_nearness_and_speed(tmp_path, monkeypatch):

@@ -43,6 +43,7 @@ DATA_FILES = {
     "screformer/train/accelerate_fsdp2.yaml",
     "screformer/train/deepspeed_zero2.json",
     "screformer/benchmarks/heart_sources.json",
+    "screformer/benchmarks/seurat_transfer.R",
     "screformer/model_cards/template.md",
     "screformer/model_cards/report_template.html",
 }
