@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from screformer.benchmarks.cell_type_systems import CellTypeSystem
+from screformer.benchmarks.system_scbert import ScBert
 from screformer.benchmarks.system_sccatch import ScCatch
+from screformer.benchmarks.system_scgnn import ScGnn
 from screformer.benchmarks.system_scpred import ScPred
 from screformer.benchmarks.systems_simple import (
     LinearSVCSystem,
@@ -21,4 +23,6 @@ SYSTEMS: dict[str, Callable[[], CellTypeSystem]] = {
     "knn": NearestNeighbors,
     "scpred": ScPred,
     "sccatch": ScCatch,
+    "scgnn": ScGnn,
+    "scbert": ScBert,
 }

@@ -12,8 +12,8 @@ gradients summed over small batches. It differs from the original so:
 - There is no stop by a validation part, and no cell is left unassigned.
 - The learning rate rises and falls once over the training, where the original restarts a cosine.
 
-`ScBert()` is a toy of a width that a CPU can train; `ScBert.as_in_paper()` has the paper's width and all genes and needs
-a GPU.
+`ScBert()` is a toy of a width that a CPU can train; `ScBert.as_in_paper()` has the paper's width and all genes, and
+needs a GPU.
 """
 
 from __future__ import annotations
@@ -143,12 +143,9 @@ class ScBert:
         """Train on all of the cells; see `CellTypeSystem.fit`. `groups` have no effect: nothing is searched."""
         need("performer-pytorch", "performer_pytorch")
         cells = training_cells(adata, labels)
-        if self.num_genes is None:
-            columns = np.arange(adata.n_vars)
-        else:
-            columns = most_variable_genes(adata.X, self.num_genes)
+        columns = np.arange(adata.n_vars) if self.num_genes is None else most_variable_genes(adata.X, self.num_genes)
         bins = expression_bins(cells.features, columns)
-        # Weights, random features of the attention (redrawn in training), order of cells and dropout are all drawn here.
+        # Weights, random features of the attention (redrawn in training), order of cells and dropout are drawn here.
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(seed)
             network = ScBertNetwork(
@@ -225,9 +222,7 @@ class ScBertNetwork(nn.Module):
         super().__init__()
         self.gene_embedding = nn.Embedding(num_genes + 1, dim)
         self.bin_embedding = nn.Embedding(MAX_BIN + 1, dim)
-        self.encoder = _import_performer().Performer(
-            dim, depth, heads, head_dim, qkv_bias=False, attn_out_bias=False
-        )
+        self.encoder = _import_performer().Performer(dim, depth, heads, head_dim, qkv_bias=False, attn_out_bias=False)
         self.norm = nn.LayerNorm(dim)
         self.convolution = nn.Linear(dim, 1)  # a kernel of one gene by the whole width
         first, second = HEAD_SIZES

@@ -2,8 +2,8 @@
 
 Written from the paper. Ported: log(counts + 1) of the 2,000 most variable genes, without normalisation by depth; a
 feature autoencoder of 512-128-512; a graph of each cell's 10 nearest neighbours by its code, without edges longer than
-the mean of the cell's distances by one standard deviation; a graph autoencoder (two graph convolutions, 32 and 16) whose
-embedding is clustered, with as many k-means clusters as Louvain finds communities; an autoencoder a cluster, whose
+the mean of the cell's distances by one standard deviation; a graph autoencoder (two convolutions, 32 and 16), whose
+embedding is clustered with as many k-means clusters as Louvain finds communities; an autoencoder a cluster, whose
 reconstruction is what the feature autoencoder reads in the next iteration.
 
 It behaves as the paper has it, and not as the program does by default, in two places:
@@ -28,7 +28,6 @@ from collections.abc import Sequence
 from copy import deepcopy
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
-import networkx
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -40,7 +39,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from screformer.benchmarks.cell_type_systems import NamedCells
+from screformer.benchmarks.cell_type_systems import NamedCells, need
 from screformer.benchmarks.system_scpred import most_variable_genes
 from screformer.benchmarks.systems_features import Int64Array, query_features, training_cells
 from screformer.benchmarks.systems_simple import named_by_scores
@@ -97,6 +96,7 @@ class ScGnn:
 
     def fit(self, adata: AnnData, labels: Sequence[str], *, groups: Sequence[str] | None = None, seed: int = 0) -> None:
         """Fit autoencoders and graphs, then the regression; see `CellTypeSystem.fit`. `groups` have no effect."""
+        need("networkx")
         cells = training_cells(adata, labels)
         columns = most_variable_genes(adata.X, NUM_GENES)
         with torch.random.fork_rng(devices=[]):
@@ -180,9 +180,7 @@ class CellGraph:
         between = _normalised(self.adjacency, self._degrees, self._degrees)
         itself = torch.from_numpy(1 / self._degrees).float()[:, None]
         edges = torch.from_numpy(np.stack(self.adjacency.nonzero()).astype(np.int64))
-        optimizer = torch.optim.Adam(
-            [*self._first.parameters(), *self._second.parameters()], lr=GRAPH_LEARNING_RATE
-        )
+        optimizer = torch.optim.Adam([*self._first.parameters(), *self._second.parameters()], lr=GRAPH_LEARNING_RATE)
         for _ in range(GRAPH_EPOCHS):
             hidden = self._convolve(self._first(self._scale(self.codes)), between, itself).relu()
             places = self._convolve(self._second(hidden), between, itself)
@@ -303,6 +301,8 @@ def fit_clusters(
     seed
         Of Louvain and k-means.
     """
+    import networkx  # type: ignore[import-untyped]  # comes with torch; slow to import
+
     communities = networkx.community.louvain_communities(networkx.from_scipy_sparse_array(adjacency), seed=seed)
     num_clusters = max(1, sum(len(members) >= MIN_COMMUNITY for members in communities))
     k_means = KMeans(num_clusters, n_init=10, random_state=seed).fit(places.numpy())
@@ -345,7 +345,9 @@ def _normalised(edges: sparse.csr_array, degrees: FloatArray, target_degrees: Fl
     """Return edges divided by the root of the degrees at both ends, as a sparse tensor."""
     scaled = sparse.coo_array(sparse.diags_array(degrees**-0.5) @ edges @ sparse.diags_array(target_degrees**-0.5))
     at = torch.from_numpy(np.stack(scaled.coords).astype(np.int64))
-    return torch.sparse_coo_tensor(at, torch.from_numpy(scaled.data).float(), scaled.shape, check_invariants=True).coalesce()
+    weights = torch.from_numpy(scaled.data).float()
+    # To say nothing of the check warns.
+    return torch.sparse_coo_tensor(at, weights, scaled.shape, check_invariants=True).coalesce()
 
 
 def _train(autoencoder: Autoencoder, expression: Tensor, epochs: int) -> None:
