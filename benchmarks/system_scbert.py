@@ -90,10 +90,10 @@ class ScBert:
         heads: int = 4,
         head_dim: int | None = None,
         num_genes: int | None = 1_000,
-        epochs: int = 10,
-        batch_size: int = 16,
+        epochs: int = 8,
+        batch_size: int = 8,
         num_accumulated: int = 1,
-        learning_rate: float = 2e-3,
+        learning_rate: float = 3e-3,
         kind: str = "toy",
     ) -> None:
         numbers = {
@@ -124,7 +124,7 @@ class ScBert:
         self._classes: tuple[str, ...] = ()
 
     @classmethod
-    def as_in_paper(cls, *, epochs: int = 100) -> ScBert:
+    def as_in_paper(cls, *, epochs: int = 80) -> ScBert:
         """Return the paper's width on all genes, still not pretrained: for a GPU."""
         return cls(
             dim=200,

@@ -35,7 +35,7 @@ def make(name):
     if name == "scgnn":
         return ScGnn(num_iterations=1)
     pytest.importorskip("performer_pytorch")
-    return ScBert(dim=16, depth=1, heads=2, num_genes=32, epochs=6)
+    return ScBert(dim=16, depth=1, heads=2, num_genes=32, epochs=15)
 
 
 @cache
