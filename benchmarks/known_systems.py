@@ -8,7 +8,9 @@ from functools import partial
 from screformer.benchmarks.cell_type_systems import CellTypeSystem, need
 from screformer.benchmarks.system_celltypist import CellTypist
 from screformer.benchmarks.system_mlp import Mlp
+from screformer.benchmarks.system_scbert import ScBert
 from screformer.benchmarks.system_sccatch import ScCatch
+from screformer.benchmarks.system_scgnn import ScGnn
 from screformer.benchmarks.system_scpred import ScPred
 from screformer.benchmarks.system_seurat import SeuratLabelTransfer, need_seurat
 from screformer.benchmarks.system_xgboost import XGBoost
@@ -30,6 +32,8 @@ SYSTEMS: dict[str, Callable[[], CellTypeSystem]] = {
     "scpred": ScPred,
     "sccatch": ScCatch,
     "seurat": SeuratLabelTransfer,
+    "scgnn": ScGnn,
+    "scbert": ScBert,
 }
 # What fit() of a system asks for beyond the requirements of this package; each raises ImportError where it is missing.
 REQUIREMENTS: dict[str, tuple[Callable[[], object], ...]] = {

@@ -11,7 +11,8 @@ from screformer.benchmarks.system_mlp import Mlp
 from screformer.benchmarks.systems_features import training_cells
 
 # Ports of published methods have tests of their own.
-SYSTEMS = {name: make for name, make in KNOWN_SYSTEMS.items() if name not in ("scpred", "sccatch", "seurat")}
+PORTS = ("scpred", "sccatch", "seurat", "scgnn", "scbert")
+SYSTEMS = {name: make for name, make in KNOWN_SYSTEMS.items() if name not in PORTS}
 
 TYPES = ["alpha", "beta", "delta"]
 SHARES = [0.5, 0.3, 0.2]
