@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from screformer.benchmarks.cell_type_systems import CellTypeSystem
+from screformer.benchmarks.system_scanvi import ScAnvi
 from screformer.benchmarks.system_sccatch import ScCatch
 from screformer.benchmarks.system_scpred import ScPred
+from screformer.benchmarks.system_singler import SingleR
 from screformer.benchmarks.systems_simple import (
     LinearSVCSystem,
     LogisticRegressionSystem,
@@ -21,4 +23,6 @@ SYSTEMS: dict[str, Callable[[], CellTypeSystem]] = {
     "knn": NearestNeighbors,
     "scpred": ScPred,
     "sccatch": ScCatch,
+    "singler": SingleR,
+    "scanvi": ScAnvi,
 }
