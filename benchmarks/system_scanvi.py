@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import random
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -71,6 +72,8 @@ class ScAnvi:
         cells = training_cells(adata, labels)
         columns = most_variable_genes(adata.X, NUM_GENES)
         counts = _counts(adata, columns, [str(number) for number in cells.class_ids.tolist()])
+        import scvi.model  # noqa: F401  # before it is made quiet: on import it says at which level it logs
+
         with _quiet(), _own_draws(seed):
             self._model = self._train(counts)
         self._columns, self._genes, self._classes = columns, cells.genes, cells.classes
@@ -80,9 +83,10 @@ class ScAnvi:
 
         shared = {
             "train_size": 1.0,  # nothing is stopped or chosen by held-out cells
-            "batch_size": batch_size_for(counts.n_obs),
+            "batch_size": batch_size_for(counts.obs[LABEL_COLUMN].value_counts().tolist()),
             "enable_progress_bar": False,
-            "datasplitter_kwargs": {"shuffle_set_split": False},
+            "log_every_n_steps": 1,  # Lightning warns where an epoch has fewer steps
+            "shuffle_set_split": False,  # there is one set only
         }
         SCVI.setup_anndata(counts)
         unlabelled = SCVI(counts, n_layers=NUM_LAYERS, n_latent=NUM_LATENT)
@@ -95,16 +99,24 @@ class ScAnvi:
         """Name cells; scores are probabilities. See `CellTypeSystem.predict`."""
         check_genes(self._genes, adata)
         counts = _counts(adata, self._columns, [NO_LABEL] * adata.n_obs)
-        with _quiet():
+        with _quiet(), _own_draws(0):  # it draws latent vectors, but names cells by their means
             probabilities = self._model.predict(counts, soft=True)
         columns = [str(number) for number in range(len(self._classes))]
         return named_by_scores(probabilities[columns].to_numpy(), self._classes)
 
 
-def batch_size_for(num_cells: int) -> int:
-    """Return 128, or the next size above that leaves no last batch of one cell: it has no variance to scale by."""
+def batch_size_for(cells_of_label: Sequence[int]) -> int:
+    """Return 128, or the next size above that leaves no last batch of one cell, which has no variance to scale by.
+
+    Parameters
+    ----------
+    cells_of_label
+        How many training cells each label has. scANVI goes through all cells, and beside them through at most 100 of
+        each label, in batches of one size.
+    """
+    passes = sum(cells_of_label), sum(min(number, CELLS_PER_LABEL) for number in cells_of_label)
     size = BATCH_SIZE
-    while num_cells % size == 1:
+    while any(number % size == 1 for number in passes):
         size += 1
     return size
 
@@ -131,13 +143,18 @@ def _own_draws(seed: int) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Let scvi-tools and Lightning log warnings alone."""
+    """Let scvi-tools and Lightning, which are imported, log warnings alone; of these not two of Lightning's own."""
     loggers = [logging.getLogger(name) for name in TALKING_LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            # Lightning's way to walk through a batch, which PyTorch 2.13 has another for.
+            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+            # Where there are more cores than two; the cells are in memory, and workers would only copy them.
+            warnings.filterwarnings("ignore", ".*does not have many workers", UserWarning)
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

@@ -1,8 +1,8 @@
-"""SingleR (Aran et al. 2019, Nature Immunology 20:163), by its authors' Python package: correlation with labelled cells.
+"""SingleR (Aran et al. 2019, Nature Immunology 20:163), by the package singler: correlation with labelled cells.
 
-Each label gets the genes that mark it against each other label. A cell's score of a label is a high quantile of its rank
-correlations with the label's cells on those genes; labels near the best one are compared again on their own markers,
-until one is left.
+Each label gets the genes that mark it against each other label. A cell's score of a label is a high quantile of its
+rank correlations with the label's cells on those genes; labels near the best one are compared again on their own
+markers, until one is left.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ class SingleR:
 
     def __init__(self, *, marker_method: MarkerMethod = "auc") -> None:
         if marker_method not in get_args(MarkerMethod):
-            raise ValueError(f"marker_method got {marker_method!r}; it must be one of {', '.join(get_args(MarkerMethod))}")
+            raise ValueError(
+                f"marker_method got {marker_method!r}; it must be one of {', '.join(get_args(MarkerMethod))}"
+            )
         self.marker_method = marker_method
         self._genes: list[str] | None = None
         self._classes: tuple[str, ...] = ()
@@ -78,9 +80,7 @@ class SingleR:
         features = query_features(adata, self._genes)
         import singler
 
-        found = singler.classify_single(
-            _genes_by_cells(features), self._reference, num_threads=torch.get_num_threads()
-        )
+        found = singler.classify_single(_genes_by_cells(features), self._reference, num_threads=torch.get_num_threads())
         columns = [found["scores"][str(number)] for number in range(len(self._classes))]
         labels = [self._classes[int(number)] for number in found["best"]]
         return NamedCells(labels, np.column_stack(columns).astype(np.float32), self._classes)
