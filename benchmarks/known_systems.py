@@ -8,11 +8,13 @@ from functools import partial
 from screformer.benchmarks.cell_type_systems import CellTypeSystem, need
 from screformer.benchmarks.system_celltypist import CellTypist
 from screformer.benchmarks.system_mlp import Mlp
+from screformer.benchmarks.system_scanvi import ScAnvi
 from screformer.benchmarks.system_scbert import ScBert
 from screformer.benchmarks.system_sccatch import ScCatch
 from screformer.benchmarks.system_scgnn import ScGnn
 from screformer.benchmarks.system_scpred import ScPred
 from screformer.benchmarks.system_seurat import SeuratLabelTransfer, need_seurat
+from screformer.benchmarks.system_singler import SingleR
 from screformer.benchmarks.system_xgboost import XGBoost
 from screformer.benchmarks.systems_simple import (
     LinearSVCSystem,
@@ -32,6 +34,8 @@ SYSTEMS: dict[str, Callable[[], CellTypeSystem]] = {
     "scpred": ScPred,
     "sccatch": ScCatch,
     "seurat": SeuratLabelTransfer,
+    "singler": SingleR,
+    "scanvi": ScAnvi,
     "scgnn": ScGnn,
     "scbert": ScBert,
 }
@@ -39,7 +43,7 @@ SYSTEMS: dict[str, Callable[[], CellTypeSystem]] = {
 REQUIREMENTS: dict[str, tuple[Callable[[], object], ...]] = {
     "seurat": (need_seurat,),
     "xgboost": (partial(need, "xgboost-cpu", "xgboost"),),
-    "singler": (partial(need, "singler"),),
+    "singler": (partial(need, "singler"), partial(need, "compressed_lists"), partial(need, "scranpy")),
     "scanvi": (partial(need, "scvi-tools", "scvi"),),
     "scbert": (partial(need, "performer-pytorch", "performer_pytorch"),),
 }

@@ -48,6 +48,8 @@ DATA_FILES = {
     "screformer/model_cards/report_template.html",
 }
 HEAVY = {"anndata", "datasets", "h5py", "matplotlib", "numpy", "pandas", "scipy", "sklearn", "torch", "transformers"}
+# Rivals that development does without, where the module has another name than the package.
+RIVAL_OF_MODULE = {"scvi": ["scvi-tools"], "xgboost": ["xgboost-cpu"]}
 MAX_WHEEL_BYTES = 8 * 2**20
 MAX_IMPORT_SECONDS = 0.2
 IMPORT_REPEATS = 5
@@ -171,7 +173,7 @@ def imported_packages(path):
 def test_every_imported_package_is_a_dependency(folder, metadata):
     requirements = [Requirement(text) for text in metadata.get_all("Requires-Dist")]
     required = {canonicalize_name(each.name) for each in requirements if "dev" not in str(each.marker)}
-    distributions = packages_distributions()
+    distributions = RIVAL_OF_MODULE | packages_distributions()
     for path in (REPOSITORY / folder).glob("*.py"):
         for name in imported_packages(path):
             owners = {canonicalize_name(owner) for owner in distributions.get(name, [name])}
