@@ -112,11 +112,7 @@ def test_one_label_and_groups_of_another_length_are_refused(name):
     train, labels = make_cells(60, 0)
     with pytest.raises(ValueError, match="at least 2 labels"):
         SYSTEMS[name]().fit(train, ["alpha"] * 60)
-<<<<<<< HEAD
     if name in SEARCHING:
-=======
-    if name not in ("knn", "singler"):  # which search nothing
->>>>>>> packaged
         with pytest.raises(ValueError, match="one entry a"):
             SYSTEMS[name]().fit(train, labels, groups=["donor"] * 59)
 
