@@ -45,6 +45,7 @@ REQUIREMENTS: dict[str, tuple[Callable[[], object], ...]] = {
     "xgboost": (partial(need, "xgboost-cpu", "xgboost"),),
     "singler": (partial(need, "singler"), partial(need, "compressed_lists"), partial(need, "scranpy")),
     "scanvi": (partial(need, "scvi-tools", "scvi"),),
+    "scgnn": (partial(need, "networkx"),),
     "scbert": (partial(need, "performer-pytorch", "performer_pytorch"),),
 }
 
