@@ -143,7 +143,7 @@ def _own_draws(seed: int) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Let scvi-tools and Lightning, which are imported, log warnings alone; of these not two of Lightning's own."""
+    """Let scvi-tools and Lightning, which are imported, log warnings alone, and warn of nothing that is known."""
     loggers = [logging.getLogger(name) for name in TALKING_LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -154,6 +154,8 @@ def _quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
             # Where there are more cores than two; the cells are in memory, and workers would only copy them.
             warnings.filterwarnings("ignore", ".*does not have many workers", UserWarning)
+            # Curves of few labels train on that few, and say so.
+            warnings.filterwarnings("ignore", r"Category \d+ in .* has fewer than 3 cells", UserWarning)
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -20,7 +20,7 @@ from screformer.benchmarks.systems_features import query_features, training_cell
 if TYPE_CHECKING:
     from anndata import AnnData
 
-MarkerMethod = Literal["auc", "cohens_d", "classic"]
+MarkerMethod = Literal["auc", "classic"]  # "cohens_d" ends the process where a label has one cell
 
 
 class SingleR:
@@ -32,12 +32,12 @@ class SingleR:
     Parameters
     ----------
     marker_method
-        What ranks the markers of a label against another; ``"cohens_d"`` is a difference of means.
+        ``"auc"`` or ``"classic"``.
 
     Raises
     ------
     ValueError
-        `marker_method` is none of these.
+        `marker_method` is neither.
     """
 
     title = "SingleR"
