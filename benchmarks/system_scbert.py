@@ -49,8 +49,8 @@ PREDICT_BATCH = 16
 class ScBert:
     """scBERT as a `CellTypeSystem`, trained from scratch; on a GPU where there is one.
 
-    The defaults, learning rate and epochs among them, were chosen once on a part of the training cells of a pancreas
-    data set and are the same for every data set.
+    Learning rate and epochs have the best macro-F1, of (1e-3, 4), (1e-3, 8), (3e-3, 4) and (3e-3, 8), on a fifth of the
+    cells of three donors of Baron's pancreas, and are the same for every data set.
 
     Attributes
     ----------
@@ -90,7 +90,7 @@ class ScBert:
         heads: int = 4,
         head_dim: int | None = None,
         num_genes: int | None = 1_000,
-        epochs: int = 8,
+        epochs: int = 4,
         batch_size: int = 8,
         num_accumulated: int = 1,
         learning_rate: float = 3e-3,
@@ -124,7 +124,7 @@ class ScBert:
         self._classes: tuple[str, ...] = ()
 
     @classmethod
-    def as_in_paper(cls, *, epochs: int = 80) -> ScBert:
+    def as_in_paper(cls, *, epochs: int = 40) -> ScBert:
         """Return the paper's width on all genes, still not pretrained: for a GPU."""
         return cls(
             dim=200,
