@@ -34,8 +34,8 @@ def provenance_sentence(results: Results) -> str:
     """Return when, how and on how much it was measured, and what the table's numbers are."""
     return (
         f"{measured_sentence(results)} SD over folds; intervals (95%) by drawing folds anew. Seconds and memory of one "
-        "run on a CPU, memory beyond the data. Systems with * are not inductive: a cell's label depends on which "
-        "others are named with it."
+        "run on a CPU, memory beyond the data, Seurat's without R. Systems with * are not inductive: a cell's label "
+        "depends on which others are named with it."
     )
 
 

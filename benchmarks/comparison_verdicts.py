@@ -73,7 +73,7 @@ def pairs_of_ours(results: Results) -> list[PairOfSystems]:
     if results["is_weak"] or OURS not in systems:
         return []
     rivals = dict.fromkeys([best_rival(results), BASELINE])
-    return [compare_pair(results, OURS, name) for name in rivals if name in systems]
+    return [compare_pair(results, OURS, name) for name in rivals if name is not None and name in systems]
 
 
 def outcome(results: Results) -> Outcome:

@@ -43,7 +43,7 @@ SYSTEMS: dict[str, Callable[[], CellTypeSystem]] = {
 REQUIREMENTS: dict[str, tuple[Callable[[], object], ...]] = {
     "seurat": (need_seurat,),
     "xgboost": (partial(need, "xgboost-cpu", "xgboost"),),
-    "singler": (partial(need, "singler"), partial(need, "compressed_lists"), partial(need, "scranpy")),
+    "singler": (partial(need, "singler"), partial(need, "compressed_lists")),
     "scanvi": (partial(need, "scvi-tools", "scvi"),),
     "scgnn": (partial(need, "networkx"),),
     "scbert": (partial(need, "performer-pytorch", "performer_pytorch"),),
