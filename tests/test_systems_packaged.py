@@ -21,7 +21,6 @@ SHORT = {"num_epochs": 20, "num_label_epochs": 20}
     [
         ("singler", "singler", "singler"),
         ("singler", "compressed_lists", "compressed_lists"),
-        ("singler", "scranpy", "scranpy"),
         ("scanvi", "scvi", "scvi-tools"),
     ],
 )
@@ -29,6 +28,12 @@ def test_a_missing_package_is_named_with_the_remedy(name, module, package, monke
     monkeypatch.setattr(cell_type_systems, "find_spec", lambda asked: None if asked == module else asked)
     with pytest.raises(ImportError, match=f"{package} is not installed: pip install {package}"):
         SYSTEMS[name]().fit(*make_cells(20, 0))
+
+
+def test_auc_markers_need_one_more_package(monkeypatch):
+    monkeypatch.setattr(cell_type_systems, "find_spec", lambda asked: None if asked == "scranpy" else asked)
+    with pytest.raises(ImportError, match="scranpy is not installed: pip install scranpy"):
+        SingleR(marker_method="auc").fit(*make_cells(20, 0))
 
 
 def test_singler_refuses_a_marker_method_that_is_not_there():
