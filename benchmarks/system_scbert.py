@@ -124,7 +124,7 @@ class ScBert:
         self._classes: tuple[str, ...] = ()
 
     @classmethod
-    def as_in_paper(cls, *, epochs: int = 40) -> ScBert:
+    def as_in_paper(cls, *, epochs: int = 100) -> ScBert:
         """Return the paper's width on all genes, still not pretrained: for a GPU."""
         return cls(
             dim=200,

@@ -178,7 +178,7 @@ def test_scbert_has_the_widths_of_the_paper_or_says_that_it_is_a_toy():
     assert toy.title == "scBERT (own port, toy: 32 x 2, 2,000 genes)"
     assert paper.title == "scBERT (own port, not pretrained: 200 x 6, all genes)"
     assert (paper.heads, paper.head_dim, paper.batch_size, paper.num_accumulated) == (10, 64, 3, 60)
-    assert (paper.learning_rate, paper.epochs) == (1e-4, 2)
+    assert (paper.learning_rate, paper.epochs, ScBert.as_in_paper().epochs) == (1e-4, 2, 100)
 
 
 def test_scbert_reads_all_genes_and_every_weight_gets_a_gradient():
