@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from screformer.benchmarks.cell_type_systems import CellTypeSystem
-from screformer.benchmarks.system_sccatch import ScCatch
+from screformer.benchmarks.system_sccatch import ScCatch, ScCatchOfTable
 from screformer.benchmarks.system_scpred import ScPred
 from screformer.benchmarks.systems_simple import (
     LinearSVCSystem,
@@ -21,4 +21,5 @@ SYSTEMS: dict[str, Callable[[], CellTypeSystem]] = {
     "knn": NearestNeighbors,
     "scpred": ScPred,
     "sccatch": ScCatch,
+    "sccatch_cellmatch": ScCatchOfTable,
 }

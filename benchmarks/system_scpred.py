@@ -382,8 +382,13 @@ def fit_label(components: FloatArray, is_label: BoolArray, *, max_p_value: float
     areas = {cost: _mean_area(values, is_label, folds) for cost, values in held_out.items()}
     cost = max(COSTS, key=areas.__getitem__)
     slope, intercept = fit_platt(held_out[cost], is_label)
-    svm = SVC(C=cost, gamma=sigma).fit(scaled, is_label)
+    svm = new_svm(cost, sigma).fit(scaled, is_label)
     return LabelModel(columns, means, deviations, svm, slope, intercept, cost, sigma)
+
+
+def new_svm(cost: float, sigma: float) -> SVC:
+    """Return a radial SVM that is not fitted; it draws nothing, but would seed itself from numpy's global generator."""
+    return SVC(C=cost, gamma=sigma, random_state=0)
 
 
 def fit_platt(values: FloatArray, is_label: BoolArray) -> tuple[float, float]:
@@ -433,7 +438,7 @@ def _held_out_values(
         is_held_out = folds == fold
         means, deviations = _moments(features[~is_held_out])
         scaled = (features - means) / deviations
-        svm = SVC(C=cost, gamma=sigma).fit(scaled[~is_held_out], is_label[~is_held_out])
+        svm = new_svm(cost, sigma).fit(scaled[~is_held_out], is_label[~is_held_out])
         values[is_held_out] = svm.decision_function(scaled[is_held_out])
     return values
 

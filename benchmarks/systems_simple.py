@@ -155,7 +155,7 @@ class NearestNeighbors:
 
         def predict_held_out(train: BoolArray, test: BoolArray) -> list[Int64Array]:
             fitted = [
-                _fit_neighbors(counts[train], cells.features[train], cells.class_ids[train], *setting, seed=seed)
+                fit_neighbors(counts[train], cells.features[train], cells.class_ids[train], *setting, seed=seed)
                 for setting in settings
             ]
             return [model.predict(cells.features[test]) for model in fitted]
@@ -163,7 +163,7 @@ class NearestNeighbors:
         scores = held_out_scores(cells.class_ids, folds, predict_held_out, num_settings=len(settings))
         # On equal scores argmax() takes the first, the plainest.
         self.num_genes, self.is_standardised = settings[int(scores.argmax())]
-        self._model = _fit_neighbors(
+        self._model = fit_neighbors(
             counts, cells.features, cells.class_ids, self.num_genes, self.is_standardised, seed=seed
         )
         self.genes, self._classes = cells.genes, cells.classes
@@ -174,7 +174,7 @@ class NearestNeighbors:
         return named_by_scores(self._model.shares(features), self._classes)
 
 
-class _Neighbors(NamedTuple):
+class Neighbors(NamedTuple):
     """Labelled cells on their principal components.
 
     Attributes
@@ -206,7 +206,7 @@ class _Neighbors(NamedTuple):
         return np.asarray(self.components.transform(_scaled(features, self.genes, self.factors)))
 
 
-def _fit_neighbors(
+def fit_neighbors(
     counts: sparse.csr_array,
     features: sparse.csr_array,
     class_ids: Int64Array,
@@ -214,14 +214,29 @@ def _fit_neighbors(
     is_standardised: bool,
     *,
     seed: int,
-) -> _Neighbors:
+) -> Neighbors:
+    """Return labelled cells on their principal components.
+
+    Parameters
+    ----------
+    counts, features
+        (cells, genes), raw and as log1p CP10k.
+    class_ids
+        (cells,).
+    num_genes
+        The most variable ones; None is all.
+    is_standardised
+        Divide genes by their standard deviation.
+    seed
+        Of the components' search.
+    """
     genes = np.arange(features.shape[1]) if num_genes is None else most_variable_genes(counts, num_genes)
     factors = _inverse_deviations(features[:, genes]) if is_standardised else np.ones(len(genes))
     scaled = _scaled(features, genes, factors)
     components = PCA(min(NUM_COMPONENTS, min(scaled.shape) - 1), svd_solver="arpack", random_state=seed)
     places = components.fit_transform(scaled)
     neighbors = KNeighborsClassifier(min(NUM_NEIGHBORS, len(class_ids))).fit(places, class_ids)
-    return _Neighbors(genes, factors, components, neighbors)
+    return Neighbors(genes, factors, components, neighbors)
 
 
 def _inverse_deviations(features: sparse.csr_array) -> npt.NDArray[np.float64]:
