@@ -5,9 +5,9 @@ Written from the paper and from the manual of its package. Markers come from a t
 
 The original takes the user's clusters, and leaves it to the user whether a cluster's genes must be above each other
 cluster or above all others together. Both decide more than the markers do, so both are searched on training cells: the
-held-out ones are clustered, and named by markers of the rest. k-means makes the clusters. Ward's method did as well
-there, but needs memory for all pairs of cells; the graph of shared neighbours, cut up by Louvain's method, as toolkits
-do it, left no cluster for the rarest types of a few hundred cells.
+held-out ones are clustered, by Ward's method or k-means, and named by markers of the rest. The graph of shared
+neighbours, cut up by Louvain's method, as toolkits do it, was tried there too: it left no cluster for the rarest types
+of a few hundred cells.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 from scipy.stats import mannwhitneyu
-from sklearn.cluster import KMeans
+from sklearn.cluster import AgglomerativeClustering, KMeans
 
 from screformer.benchmarks.cell_type_systems import NamedCells
 from screformer.benchmarks.marker_tables import Marker, MarkersMissingError, MarkerTable, MarkerTypes, read_markers
@@ -40,9 +40,11 @@ if TYPE_CHECKING:
 FloatArray = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
 Others = Literal["each", "together"]
+Method = Literal["ward", "k_means"]
 
 MIN_SHARE, MIN_LOG_FOLD, MAX_P_VALUE = 0.25, 0.25, 0.05
 NUM_TRAINED_MARKERS = 20  # of a label, so that no label wins by the length of its list
+MAX_WARD_CELLS = 20_000  # 2 GB: memory grows with their square
 NUM_STARTS = 10  # of k-means
 
 
@@ -51,18 +53,24 @@ class Clustering(NamedTuple):
 
     Attributes
     ----------
+    method
+        Ward's, or k-means.
     clusters_per_label
         So many times the training labels is the number of clusters.
     others
         Each other cluster, which fails where a type has two clusters, or all others together.
     """
 
+    method: Method
     clusters_per_label: int
     others: Others
 
 
+METHODS: tuple[Method, ...] = ("ward", "k_means")
 # More clusters than labels were never better against each other cluster: a type's clusters have no gene of their own.
-CLUSTERINGS = (Clustering(1, "each"), *(Clustering(number, "together") for number in (2, 3, 4)))
+CLUSTERINGS = tuple(
+    Clustering(method, number, "each" if number == 1 else "together") for number in (1, 2, 3, 4) for method in METHODS
+)
 
 
 class ScCatch:
@@ -74,7 +82,7 @@ class ScCatch:
     ----------
     title
         What tables call it.
-    clusters_per_label, others
+    method, clusters_per_label, others
         Of the chosen `Clustering`; None before `fit`.
     """
 
@@ -82,6 +90,7 @@ class ScCatch:
     is_inductive = False
 
     def __init__(self) -> None:
+        self.method: str | None = None
         self.clusters_per_label: int | None = None
         self.others: str | None = None
         self._genes: list[str] | None = None
@@ -110,7 +119,7 @@ class ScCatch:
             markers, features = self._find_markers(cells, train), sparse.csr_array(cells.features[test])
             found = []
             for clustering in CLUSTERINGS:
-                clusters = cluster_cells(places, clustering.clusters_per_label * len(cells.classes), seed=seed)
+                clusters = cluster_cells(places, clustering, len(cells.classes), seed=seed)
                 types = name_clusters(features, cells.genes, clusters, markers, others=clustering.others)
                 ids = np.array([class_of.get(self._label_of(name), -1) for name in types], dtype=np.int64)
                 found.append(ids[clusters])
@@ -118,7 +127,7 @@ class ScCatch:
 
         scores = held_out_scores(cells.class_ids, folds, predict_held_out, num_settings=len(CLUSTERINGS))
         # On equal scores argmax() takes the first, the fewest clusters.
-        self.clusters_per_label, self.others = self._clustering = CLUSTERINGS[int(scores.argmax())]
+        self.method, self.clusters_per_label, self.others = self._clustering = CLUSTERINGS[int(scores.argmax())]
         self._components = fit_components(counts, cells.features)
         self._markers = self._find_markers(cells, np.ones(adata.n_obs, dtype=np.bool_))
         self._genes, self._classes, self._seed = cells.genes, cells.classes, seed
@@ -134,8 +143,8 @@ class ScCatch:
         features = query_features(adata, self._genes)
         assert self._components is not None
         assert self._genes is not None
-        num_clusters = self._clustering.clusters_per_label * len(self._classes)
-        clusters = cluster_cells(self._components.project(features), num_clusters, seed=self._seed)
+        places = self._components.project(features)
+        clusters = cluster_cells(places, self._clustering, len(self._classes), seed=self._seed)
         types = name_clusters(features, self._genes, clusters, self._markers, others=self._clustering.others)
         labels = [self._label_of(name) for name in types]
         return NamedCells([labels[cluster] for cluster in clusters], None, self._classes)
@@ -201,20 +210,28 @@ class ScCatchOfTable(ScCatch):
         return self._types.label_of_type.get(cell_type, "")
 
 
-def cluster_cells(places: FloatArray, num_clusters: int, *, seed: int) -> Int64Array:
-    """Return each cell's cluster by k-means, from 0 without gaps; fewer clusters where fewer cells differ.
+def cluster_cells(places: FloatArray, clustering: Clustering, num_labels: int, *, seed: int) -> Int64Array:
+    """Return each cell's cluster, from 0 without gaps.
 
     Parameters
     ----------
     places
         (cells, components).
-    num_clusters
-        At most so many.
+    clustering
+        Its method and number of clusters; there are fewer where fewer cells differ, and above 20,000 cells k-means
+        takes the place of Ward's method.
+    num_labels
+        Of the training cells.
     seed
-        Of the starts.
+        Of the starts of k-means; Ward's method draws nothing.
     """
-    num_clusters = min(num_clusters, len(np.unique(places, axis=0)))
-    clusters = KMeans(num_clusters, n_init=NUM_STARTS, random_state=seed).fit_predict(places)
+    num_clusters = min(clustering.clusters_per_label * num_labels, len(np.unique(places, axis=0)))
+    if num_clusters == 1:
+        return np.zeros(len(places), dtype=np.int64)
+    if clustering.method == "k_means" or len(places) > MAX_WARD_CELLS:
+        clusters = KMeans(num_clusters, n_init=NUM_STARTS, random_state=seed).fit_predict(places)
+    else:
+        clusters = AgglomerativeClustering(num_clusters).fit_predict(places)
     return np.unique(clusters, return_inverse=True)[1].astype(np.int64)
 
 
