@@ -10,7 +10,7 @@ from screformer.benchmarks.system_celltypist import CellTypist
 from screformer.benchmarks.system_mlp import Mlp
 from screformer.benchmarks.system_scanvi import ScAnvi
 from screformer.benchmarks.system_scbert import ScBert
-from screformer.benchmarks.system_sccatch import ScCatch
+from screformer.benchmarks.system_sccatch import ScCatch, ScCatchOfTable
 from screformer.benchmarks.system_scgnn import ScGnn
 from screformer.benchmarks.system_scpred import ScPred
 from screformer.benchmarks.system_seurat import SeuratLabelTransfer, need_seurat
@@ -33,6 +33,7 @@ SYSTEMS: dict[str, Callable[[], CellTypeSystem]] = {
     "xgboost": XGBoost,
     "scpred": ScPred,
     "sccatch": ScCatch,
+    "sccatch_cellmatch": ScCatchOfTable,
     "seurat": SeuratLabelTransfer,
     "singler": SingleR,
     "scanvi": ScAnvi,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,16 +13,19 @@ from screformer.benchmarks.comparison_statistics import OURS
 from screformer.benchmarks.few_labels import compare_with_few_labels
 from screformer.benchmarks.known_systems import SYSTEMS
 from screformer.benchmarks.labelled_data import LabelledData, join_labelled_data, read_labelled_data
+from screformer.benchmarks.marker_tables import MarkerTable
 from screformer.benchmarks.protocol import Kind
 from screformer.benchmarks.system_ours import ScReformerSystem
+from screformer.benchmarks.system_sccatch import ScCatchOfTable
 from screformer.tokenization.example_cells import example_cells_path
 from screformer.train.result_files import read_json
 
 Suite = Literal["small", "full", "across"]
+OF_TABLE = "sccatch_cellmatch"
 # What runs anywhere in minutes.
 SMALL = (
-    OURS, "majority_class", "logistic_regression", "linear_svc", "knn", "mlp", "scpred", "sccatch", "xgboost",
-    "celltypist", "singler",
+    OURS, "majority_class", "logistic_regression", "linear_svc", "knn", "mlp", "scpred", "sccatch", OF_TABLE,
+    "xgboost", "celltypist", "singler",
 )  # fmt: skip
 UNMAPPED = "unmapped"
 
@@ -62,6 +66,8 @@ def run_suite(
     systems: Sequence[str] = (),
     label_map: str | Path | None = None,
     few_labels: Sequence[int] = (),
+    marker_table: str | None = None,
+    marker_types: str | Path | None = None,
     seeds: int = 1,
     output: str | Path = "benchmarks/results",
     work: str | Path = "runs/comparison",
@@ -84,16 +90,28 @@ def run_suite(
         in it, or stand for "unmapped", are left out. Files that it does not name keep their labels.
     few_labels
         Also train on at most so many cells of each type; see `compare_with_few_labels`.
+    marker_table
+        ``FILE[:TISSUE,TISSUE]``, a csv file with the columns of CellMatch, for ``sccatch_cellmatch``; without it that
+        system is left out.
+    marker_types
+        JSON file that says which of its types is which label, see `MarkerTable`; default the packaged one.
     seeds, output, work, command
         As for `compare_systems`.
 
     Raises
     ------
     ValueError
-        A name is unknown, or files are named for the small suite, none for the full one or fewer than two for that
-        across files.
+        A name is unknown, a marker table or its types are named for nothing, or files are named for the small suite,
+        none for the full one or fewer than two for that across files.
     """
     chosen = known_systems(systems or (_of_small_suite() if suite == "small" else ()))
+    if marker_table is not None and OF_TABLE in chosen:
+        chosen[OF_TABLE] = partial(ScCatchOfTable, MarkerTable.parse(marker_table, marker_types))
+    elif marker_table is not None or marker_types is not None:
+        raise ValueError(
+            f"marker_table={marker_table!r} and marker_types={marker_types!r} belong together and to {OF_TABLE!r}; the "
+            f"systems are {list(chosen)}"
+        )
     least = {"small": 0, "full": 1, "across": 2}[suite]
     if len(cells) < least or (suite == "small" and cells):
         wanted = "none: its cells are packaged" if suite == "small" else f"at least {least}: give --cells for each"

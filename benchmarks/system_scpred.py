@@ -7,6 +7,8 @@ Written from the paper and from what its package says it does. It differs from t
 - Variable genes lie above a parabola through log variance by log mean, where Seurat's "vst" has a loess curve.
 - Two labels get two SVMs, as more do, where the package trains one.
 - Platt's sigmoid is fitted to the held-out values of the search's folds, where kernlab makes three folds anew.
+- How informative a component must be is searched on held-out training cells: an adjusted p-value of at most 0.05, as
+  in the first publication, or any, the default of today's package.
 """
 
 from __future__ import annotations
@@ -24,7 +26,14 @@ from sklearn.metrics import roc_auc_score
 from sklearn.svm import SVC
 
 from screformer.benchmarks.cell_type_systems import NamedCells
-from screformer.benchmarks.systems_features import TrainingCells, query_features, training_cells
+from screformer.benchmarks.simple_baselines import inner_folds
+from screformer.benchmarks.systems_features import (
+    TrainingCells,
+    check_groups,
+    held_out_scores,
+    query_features,
+    training_cells,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -38,6 +47,7 @@ NUM_COMPONENTS = 50
 COSTS = (0.25, 0.5, 1.0)
 NUM_FOLDS = 5
 MAX_SCALED = 10.0  # Seurat's ScaleData cuts there
+MAX_P_VALUES = (1.0, 0.05)  # today's package, the first publication
 REJECT_AT = 0.55
 MIN_CELLS = 2  # of a label: one to fit on, one to hold out
 PLATT_STRENGTH = 1e6  # in effect no penalty: Platt's targets keep the sigmoid finite
@@ -106,6 +116,8 @@ class ScPred:
     ----------
     title
         What tables call it.
+    max_p_value
+        What was given or, after `fit`, chosen.
     rejection_rate
         Share of the cells of the last `predict` whose best probability is at most 0.55, which scPred would leave
         unassigned; None before.
@@ -115,7 +127,8 @@ class ScPred:
     is_rejecting
         Give those cells no label.
     max_p_value
-        Keep a component for a label if its adjusted p-value is at most this; 1, scPred's default, keeps all.
+        Keep a component for a label if its adjusted p-value is at most this; None, the default, chooses 1, which keeps
+        all, or 0.05 by the inner macro-F1.
 
     Raises
     ------
@@ -126,10 +139,13 @@ class ScPred:
     title = "scPred (own port, no harmony)"
     is_inductive = True
 
-    def __init__(self, *, is_rejecting: bool = False, max_p_value: float = 1.0) -> None:
-        if not 0 < max_p_value <= 1:
-            raise ValueError(f"max_p_value must be above 0 and at most 1, got {max_p_value}")
+    def __init__(self, *, is_rejecting: bool = False, max_p_value: float | None = None) -> None:
+        if max_p_value is not None and not 0 < max_p_value <= 1:
+            raise ValueError(
+                f"max_p_value got {max_p_value}; it must be above 0 and at most 1, or None: it is searched"
+            )
         self.is_rejecting = is_rejecting
+        self._given_p_value = max_p_value
         self.max_p_value = max_p_value
         self.rejection_rate: float | None = None
         self._genes: list[str] | None = None
@@ -147,25 +163,26 @@ class ScPred:
         labels
             Of each cell.
         groups
-            Without effect: scPred searches C in folds of cells.
+            Held out whole when `max_p_value` is searched; C is searched in folds of cells, as scPred does.
         seed
             Fixes the folds and the pairs that sigma is estimated from.
 
         Raises
         ------
         ValueError
-            There is not one label a cell, there are fewer than two labels or a label has one cell only, or counts are
-            not raw.
+            There is not one label or group a cell, there are fewer than two labels or a label has one cell only, or
+            counts are not raw.
         """
         cells = training_cells(adata, labels)
         check_label_sizes(cells)
-        components = fit_components(adata.X, cells.features)
-        projected = components.project(cells.features)
-        self._models = [
-            fit_label(projected, cells.class_ids == number, max_p_value=self.max_p_value, seed=seed)
-            for number in range(len(cells.classes))
-        ]
-        self._components, self._classes = components, cells.classes
+        check_groups(groups, adata.n_obs)
+        counts = sparse.csr_array(adata.X)
+        self.max_p_value = self._given_p_value or choose_max_p_value(counts, cells, groups, seed=seed)
+        self._components = fit_components(counts, cells.features)
+        self._models = fit_labels(
+            self._components.project(cells.features), cells.class_ids, max_p_value=self.max_p_value, seed=seed
+        )
+        self._classes = cells.classes
         self._genes, self.rejection_rate = cells.genes, None
 
     def predict(self, adata: AnnData) -> NamedCells:
@@ -179,12 +196,46 @@ class ScPred:
         features = query_features(adata, self._genes)
         assert self._components is not None
         projected = self._components.project(features)
-        scores = np.column_stack([model.probabilities(projected) for model in self._models])
+        scores = label_probabilities(self._models, projected)
         is_rejected = scores.max(axis=1) <= REJECT_AT
         self.rejection_rate = float(is_rejected.mean())
         names = np.array(self._classes)[scores.argmax(axis=1)]
         labels = np.where(is_rejected & self.is_rejecting, "", names).tolist()
         return NamedCells(labels, scores.astype(np.float32), self._classes)
+
+
+def choose_max_p_value(
+    counts: sparse.csr_array, cells: TrainingCells, groups: Sequence[str] | None, *, seed: int
+) -> float:
+    """Return the threshold of `MAX_P_VALUES` with the best macro-F1 on held-out training cells; 1 if both are equal.
+
+    Parameters
+    ----------
+    counts
+        (cells, genes), raw.
+    cells
+        The same cells, with their labels.
+    groups
+        Donor or data set of each cell, or None.
+    seed
+        Of folds and fits.
+    """
+
+    def predict_held_out(train: BoolArray, test: BoolArray) -> list[Int64Array]:
+        sizes = np.bincount(cells.class_ids[train], minlength=len(cells.classes))
+        usable = np.flatnonzero(sizes >= MIN_CELLS)
+        if len(usable) < 2:
+            return [np.full(test.sum(), sizes.argmax())] * len(MAX_P_VALUES)
+        kept = train & np.isin(cells.class_ids, usable)
+        components = fit_components(counts[kept], cells.features[kept])
+        ours, theirs = components.project(cells.features[kept]), components.project(cells.features[test])
+        ids = np.searchsorted(usable, cells.class_ids[kept])
+        fitted = [fit_labels(ours, ids, max_p_value=max_p_value, seed=seed) for max_p_value in MAX_P_VALUES]
+        return [usable[label_probabilities(models, theirs).argmax(axis=1)] for models in fitted]
+
+    folds = inner_folds(cells.class_ids, groups, seed)
+    scores = held_out_scores(cells.class_ids, folds, predict_held_out, num_settings=len(MAX_P_VALUES))
+    return MAX_P_VALUES[int(scores.argmax())]
 
 
 def check_label_sizes(cells: TrainingCells) -> None:
@@ -298,6 +349,17 @@ def sigma_of_distances(distances: FloatArray, *, num_features: int) -> float:
     return float(np.mean(1 / np.quantile(apart, [0.1, 0.9])))
 
 
+def fit_labels(components: FloatArray, class_ids: Int64Array, *, max_p_value: float, seed: int) -> list[LabelModel]:
+    """Return the model of each label, 0 and up; see `fit_label`."""
+    labels = range(int(class_ids.max()) + 1)
+    return [fit_label(components, class_ids == label, max_p_value=max_p_value, seed=seed) for label in labels]
+
+
+def label_probabilities(models: Sequence[LabelModel], components: FloatArray) -> FloatArray:
+    """Return (cells, labels) for (cells, all components); each label's model by itself, so rows do not sum to 1."""
+    return np.column_stack([model.probabilities(components) for model in models])
+
+
 def fit_label(components: FloatArray, is_label: BoolArray, *, max_p_value: float, seed: int) -> LabelModel:
     """Return the SVM of one label, with the C of the best mean ROC area over the folds (the lowest of equals).
 
@@ -320,8 +382,13 @@ def fit_label(components: FloatArray, is_label: BoolArray, *, max_p_value: float
     areas = {cost: _mean_area(values, is_label, folds) for cost, values in held_out.items()}
     cost = max(COSTS, key=areas.__getitem__)
     slope, intercept = fit_platt(held_out[cost], is_label)
-    svm = SVC(C=cost, gamma=sigma).fit(scaled, is_label)
+    svm = new_svm(cost, sigma).fit(scaled, is_label)
     return LabelModel(columns, means, deviations, svm, slope, intercept, cost, sigma)
+
+
+def new_svm(cost: float, sigma: float) -> SVC:
+    """Return a radial SVM that is not fitted; it draws nothing, but would seed itself from numpy's global generator."""
+    return SVC(C=cost, gamma=sigma, random_state=0)
 
 
 def fit_platt(values: FloatArray, is_label: BoolArray) -> tuple[float, float]:
@@ -371,7 +438,7 @@ def _held_out_values(
         is_held_out = folds == fold
         means, deviations = _moments(features[~is_held_out])
         scaled = (features - means) / deviations
-        svm = SVC(C=cost, gamma=sigma).fit(scaled[~is_held_out], is_label[~is_held_out])
+        svm = new_svm(cost, sigma).fit(scaled[~is_held_out], is_label[~is_held_out])
         values[is_held_out] = svm.decision_function(scaled[is_held_out])
     return values
 

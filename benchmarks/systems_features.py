@@ -1,13 +1,14 @@
-"""What the systems share: labelled cells that were checked, as log1p CP10k."""
+"""What the systems share: labelled cells that were checked, as log1p CP10k, and scores that choose settings."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
+from sklearn.metrics import f1_score
 
 from screformer.benchmarks.cell_type_systems import check_genes
 from screformer.benchmarks.simple_baselines import log1p_cp10k
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 Int64Array = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 
 
 class TrainingCells(NamedTuple):
@@ -66,6 +68,40 @@ def query_features(adata: AnnData, genes: Sequence[str] | None) -> sparse.csr_ar
     """
     check_genes(genes, adata)
     return _log1p(adata)
+
+
+def check_groups(groups: Sequence[str] | None, num_cells: int) -> None:
+    """Raise ValueError unless there is one group a cell, or None."""
+    if groups is not None and len(groups) != num_cells:
+        raise ValueError(f"groups must have one entry a cell: {num_cells} cells, got {len(groups)}")
+
+
+def held_out_scores(
+    class_ids: Int64Array,
+    folds: Int64Array,
+    predict: Callable[[BoolArray, BoolArray], Sequence[Int64Array]],
+    *,
+    num_settings: int,
+) -> npt.NDArray[np.float64]:
+    """Return the macro-F1 of each setting, of the predictions of all folds together; for a search on training cells.
+
+    Parameters
+    ----------
+    class_ids, folds
+        Class and fold of each cell; see `simple_baselines.inner_folds`.
+    predict
+        Called with which cells to learn from, of two classes at least, and which to name; returns their classes for
+        each setting, -1 for none.
+    num_settings
+        How many there are.
+    """
+    predicted = np.empty((num_settings, len(class_ids)), dtype=np.int64)
+    for fold in np.unique(folds):
+        is_held_out = folds == fold
+        known = np.unique(class_ids[~is_held_out])
+        predicted[:, is_held_out] = predict(~is_held_out, is_held_out) if len(known) > 1 else known[:1]
+    names = np.unique(class_ids)
+    return np.array([f1_score(class_ids, row, labels=names, average="macro", zero_division=0) for row in predicted])
 
 
 def _log1p(adata: AnnData) -> sparse.csr_array:

@@ -29,6 +29,12 @@ def benchmark_suite(
     few_labels: Annotated[
         list[int] | None, typer.Option(help="Train on so many cells of each type, too. Give it once for each.")
     ] = None,
+    marker_table: Annotated[
+        str | None, typer.Option(help="FILE[:TISSUE,TISSUE], csv like CellMatch, for the system sccatch_cellmatch.")
+    ] = None,
+    marker_types: Annotated[
+        Path | None, typer.Option(help="JSON: {name: {tissues: [of the table], types: {type of the table: label}}}.")
+    ] = None,
     system: Annotated[list[str] | None, typer.Option(help="Only this system. Give it once for each.")] = None,
     seeds: Annotated[int, typer.Option(help="Seeds of each system and fold.")] = 1,
     work: Annotated[Path, typer.Option(help="Folder for the result of every run, which is not repeated.")] = Path(
@@ -54,6 +60,8 @@ def benchmark_suite(
     given = [f" --cells {Path(one).name}" for one in cells or ()] + [f" --system {name}" for name in system or ()]
     given += [f" --few-labels {number}" for number in few_labels or ()]
     given += [f" --label-map {label_map.name}"] if label_map else []
+    given += [f" --marker-table {Path(marker_table).name}"] if marker_table else []
+    given += [f" --marker-types {marker_types.name}"] if marker_types else []
     command = f"screformer benchmark --suite {suite}{''.join(given)} --seeds {seeds}"
     results = run(
         lambda: run_suite(
@@ -62,6 +70,8 @@ def benchmark_suite(
             systems=system or (),
             label_map=label_map,
             few_labels=few_labels or (),
+            marker_table=marker_table,
+            marker_types=marker_types,
             seeds=seeds,
             output=output,
             work=work,

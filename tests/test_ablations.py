@@ -102,13 +102,13 @@ def test_variants_become_a_table_with_differences_to_the_whole_method(tmp_path, 
 def test_eager_attention_runs_out_of_memory_and_the_others_do_not(tmp_path):
     shape = replace(SMALL, length=4096)
     limits = replace(COST_LIMITS, memory_limit=0.3, time_limit=120)
-    rows = measure_costs(["lsh", "bert_sdpa", "bert_eager"], shape=shape, limits=limits)
-    assert [row["reason"] for row in rows] == [None, None, "needs more than 0.3 GB"]
-    assert rows[2]["pair_bytes"] == 4 * 2 * 4096**2
+    rows = measure_costs(["lsh", "bert_eager"], shape=shape, limits=limits)
+    assert [row["reason"] for row in rows] == [None, "needs more than 0.3 GB"]
+    assert rows[1]["pair_bytes"] == 4 * 2 * 4096**2
     assert rows[0]["seconds"] > 0
     results = write_costs(rows, tmp_path, provenance={"date": "d", "command": "c"})
     assert results["rows"][0][2].endswith("(1x)")
-    assert results["rows"][2][2:] == ["-", "**needs more than 0.3 GB**; scores of a layer alone are 0.1 GB"]
+    assert results["rows"][1][2:] == ["-", "**needs more than 0.3 GB**; scores of a layer alone are 0.1 GB"]
     assert "**needs more than 0.3 GB**" in (tmp_path / "ablations-step_costs.md").read_text()
     assert json.loads((tmp_path / "ablations-step_costs.json").read_text()) == results
     with pytest.raises(ValueError, match=r"names got \['eager'\]; there are lsh"):

@@ -5,20 +5,23 @@ import pytest
 import torch
 from scipy import sparse
 
+from screformer.benchmarks import systems_simple
 from screformer.benchmarks.known_systems import SYSTEMS as KNOWN_SYSTEMS
 from screformer.benchmarks.system_celltypist import CellTypist
 from screformer.benchmarks.system_mlp import Mlp
-from screformer.benchmarks.systems_features import training_cells
+from screformer.benchmarks.system_scpred import most_variable_genes
+from screformer.benchmarks.systems_features import held_out_scores, training_cells
+from screformer.benchmarks.systems_simple import fit_neighbors
 
 # Ports of published methods have tests of their own; so has scANVI, which learns for longer.
-PORTS = ("scpred", "sccatch", "seurat", "scgnn", "scbert", "scanvi")
+PORTS = ("scpred", "sccatch", "sccatch_cellmatch", "seurat", "scgnn", "scbert", "scanvi")
 SYSTEMS = {name: make for name, make in KNOWN_SYSTEMS.items() if name not in PORTS}
-NEEDED_PACKAGES = {"singler": ("singler", "compressed_lists", "scranpy"), "xgboost": ("xgboost",)}
 
 TYPES = ["alpha", "beta", "delta"]
 SHARES = [0.5, 0.3, 0.2]
 LEARNING = [name for name in SYSTEMS if name != "majority_class"]
-SEARCHING = ["logistic_regression", "linear_svc"]  # by held-out groups
+SEARCHING = ["logistic_regression", "linear_svc", "knn"]  # by held-out groups
+NEEDED_PACKAGES = {"singler": ("singler", "compressed_lists"), "xgboost": ("xgboost",)}
 
 
 @pytest.fixture(autouse=True)
@@ -117,22 +120,68 @@ def test_one_label_and_groups_of_another_length_are_refused(name):
             SYSTEMS[name]().fit(train, labels, groups=["donor"] * 59)
 
 
-def test_components_are_those_of_the_training_cells():
-    (train, labels), (test, _) = make_cells(120, 0), make_cells(30, 1)
+def test_neighbors_choose_genes_and_scale_on_held_out_training_cells(monkeypatch):
+    monkeypatch.setattr(systems_simple, "NUMS_OF_GENES", (None, 24))
+    train, labels = make_cells(120, 0, num_genes=400)
+    counts = train.X.toarray()
+    counts[:, 24:] *= np.random.default_rng(2).integers(1, 40, size=376)  # loud genes of no type
+    loud = anndata.AnnData(sparse.csr_matrix(counts), var=train.var)
+    seen = []
+
+    def spy(class_ids, folds, predict, *, num_settings):
+        scores = held_out_scores(class_ids, folds, predict, num_settings=num_settings)
+        seen.append((folds, scores))
+        return scores
+
+    monkeypatch.setattr(systems_simple, "held_out_scores", spy)
     system = SYSTEMS["knn"]()
-    system.fit(train, labels)
-    before = system.components.components_.copy()
-    system.predict(test)
-    np.testing.assert_array_equal(system.components.components_, before)
-    features = training_cells(train, labels).features.toarray()
-    np.testing.assert_allclose(system.components.mean_, features.mean(axis=0), rtol=1e-6)
+    assert (system.num_genes, system.is_standardised) == (None, None)
+    system.fit(loud, labels, groups=np.repeat(["a", "b", "c", "d"], 30).tolist())
+    folds, scores = seen[0]
+    assert len(set(folds[:30].tolist())) == 1  # a donor is held out whole
+    settings = [(number, scaled) for number in (None, 24) for scaled in (False, True)]
+    assert (system.num_genes, system.is_standardised) == settings[int(scores.argmax())]
+    assert scores.max() > scores.min()
+
+
+@pytest.mark.parametrize("is_standardised", [False, True])
+def test_neighbors_are_those_of_a_slow_way(is_standardised):
+    (train, labels), (test, _) = make_cells(90, 0), make_cells(12, 1)
+    cells, others = training_cells(train, labels), training_cells(test, ["a", "b"] * 6).features.toarray()
+    dense = cells.features.toarray()
+    genes = most_variable_genes(train.X, 40)
+    factors = 1 / dense[:, genes].std(axis=0) if is_standardised else np.ones(40)
+    ours, theirs = dense[:, genes] * factors, others[:, genes] * factors
+    ours, theirs = np.minimum(ours, 10), np.minimum(theirs, 10)
+    axes = np.linalg.svd(ours - ours.mean(axis=0))[2][:39]  # one below the number of genes
+    distances = np.linalg.norm(((theirs[:, None] - ours[None]) @ axes.T), axis=2)
+    nearest = cells.class_ids[np.argsort(distances, axis=1)[:, :15]]
+    shares = np.stack([(nearest == label).mean(axis=1) for label in range(3)], axis=1)
+    model = fit_neighbors(train.X, cells.features, cells.class_ids, 40, is_standardised, seed=0)
+    np.testing.assert_allclose(model.shares(sparse.csr_array(others)), shares)
+
+
+def test_held_out_scores_are_of_predictions_by_the_rest():
+    class_ids, folds = np.array([0, 1, 1, 0, 1, 1]), np.array([0, 0, 0, 1, 1, 1])
+    asked = []
+
+    def predict(train, test):
+        asked.append((train.tolist(), test.tolist()))
+        return [class_ids[test], np.full(test.sum(), -1)]
+
+    np.testing.assert_array_equal(held_out_scores(class_ids, folds, predict, num_settings=2), [1, 0])
+    assert all(np.logical_xor(train, test).all() for train, test in asked)
+    # A fold that leaves one class to learn from says that class, without asking.
+    asked.clear()
+    scores = held_out_scores(np.array([0, 0, 1]), np.array([0, 0, 1]), predict, num_settings=1)
+    assert not asked
+    assert scores.tolist() == [0]
 
 
 def test_celltypist_keeps_the_genes_with_the_largest_weights():
     train, labels = make_cells(120, 0)
     system = CellTypist(num_top_genes=8)
     system.fit(train, labels)
-    assert set(range(24)) & set(system._columns.tolist())
     assert 8 <= len(system._columns) <= 24
     assert len(set(system._columns.tolist()) - set(range(24))) <= 4  # nearly all are genes of the three types
     with pytest.raises(ValueError, match="num_top_genes got 0"):

@@ -33,6 +33,7 @@ DATA_FILES = {
     "screformer/py.typed",
     "screformer/tokenization/ATTRIBUTION.md",
     "screformer/annotation/ATTRIBUTION.md",
+    "screformer/benchmarks/marker_types.json",
     "screformer/annotation/cell_ontology_2026-03-26.tsv.gz",
     "screformer/annotation/uhaf_2.2.0.csv.gz",
     "screformer/annotation/app_page.css",

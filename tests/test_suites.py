@@ -8,7 +8,9 @@ from test_protocol import Nearest
 from typer.testing import CliRunner
 
 from screformer.benchmarks import suites
-from screformer.benchmarks.suites import OURS, CellsToCompareOn, known_systems, run_suite
+from screformer.benchmarks.marker_tables import MarkerTable
+from screformer.benchmarks.suites import OF_TABLE, OURS, CellsToCompareOn, known_systems, run_suite
+from screformer.benchmarks.system_sccatch import ScCatchOfTable
 from screformer.cli import app
 
 
@@ -53,6 +55,35 @@ def test_the_full_suite_takes_files_too(tmp_path):
     for suite, cells in (("full", []), ("small", ["a.h5ad"]), ("across", ["a.h5ad"])):
         with pytest.raises(ValueError, match=rf"suite='{suite}' got the files"):
             run_suite(suite, cells=cells, **where)
+
+
+def test_a_marker_table_is_for_the_system_that_needs_one(tmp_path, monkeypatch):
+    systems = {"logistic_regression": Nearest, OF_TABLE: ScCatchOfTable}
+    monkeypatch.setattr(suites, "SYSTEMS", systems)
+    made = []
+
+    def compare(data, systems, **where):
+        made.append(systems[OF_TABLE]()._table)
+        return {}
+
+    monkeypatch.setattr(suites, "compare_systems", compare)
+    run_suite("small")
+    run_suite("small", marker_table="a.csv:Gut,Skin", marker_types="types.json")
+    assert made == [None, MarkerTable("a.csv", ("Gut", "Skin"), "types.json")]
+    for options in ({"marker_types": "types.json"}, {"marker_table": "a.csv", "systems": [OURS]}):
+        with pytest.raises(ValueError, match="belong together and to 'sccatch_cellmatch'"):
+            run_suite("small", **options)
+
+
+def test_a_marker_table_can_be_named_on_the_command_line(tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr(suites, "run_suite", lambda *args, **options: given.update(options) or [])
+    options = ["--marker-table", str(tmp_path / "a.csv:Gut"), "--marker-types", str(tmp_path / "types.json")]
+    result = CliRunner().invoke(app, ["benchmark", "--suite", "small", *options])
+    assert result.exit_code == 0, result.output
+    assert given["marker_table"] == str(tmp_path / "a.csv:Gut")
+    assert given["marker_types"] == tmp_path / "types.json"
+    assert "--marker-table a.csv:Gut --marker-types types.json" in given["command"]
 
 
 def test_training_on_one_file_and_testing_on_another(tmp_path, monkeypatch):

@@ -1,17 +1,45 @@
+import json
+
 import anndata
 import numpy as np
 import pytest
 from scipy import sparse
 from scipy.stats import false_discovery_control, mannwhitneyu
 
-from screformer.benchmarks.system_sccatch import Marker, ScCatch, cluster_markers, exceeds, read_markers, type_scores
+from screformer.benchmarks import system_sccatch, system_scpred
+from screformer.benchmarks.comparison import run_systems
+from screformer.benchmarks.labelled_data import LabelledData, read_labelled_data
+from screformer.benchmarks.marker_tables import (
+    MARKER_TYPES,
+    Marker,
+    MarkersMissingError,
+    MarkerTable,
+    read_marker_types,
+    read_markers,
+)
+from screformer.benchmarks.protocol import make_folds
+from screformer.benchmarks.system_sccatch import (
+    CLUSTERINGS,
+    Clustering,
+    ScCatch,
+    ScCatchOfTable,
+    cluster_cells,
+    cluster_markers,
+    exceeds,
+    name_clusters,
+    type_scores,
+)
 from screformer.benchmarks.system_scpred import (
+    MAX_P_VALUES,
     ScPred,
+    choose_max_p_value,
     fit_platt,
     informative_components,
     most_variable_genes,
     sigma_of_distances,
 )
+from screformer.benchmarks.systems_features import training_cells
+from screformer.tokenization.example_cells import example_cells_path
 
 LABELS = ["alpha", "beta", "delta"]
 
@@ -39,21 +67,65 @@ def test_scpred_names_new_cells_of_types_with_their_own_genes():
     assert ((named.scores >= 0) & (named.scores <= 1)).all()
 
 
+def test_scpred_searches_how_informative_components_must_be_unless_it_is_told():
+    adata, labels = made_up_cells()
+    groups = np.tile(["a", "b", "c"], 30).tolist()
+    searched = ScPred()
+    searched.fit(adata, labels, groups=groups, seed=5)
+    # With 40 noisy genes, those that are informative name held-out cells better.
+    assert searched.max_p_value == 0.05
+    assert searched.max_p_value in MAX_P_VALUES
+    told = ScPred(max_p_value=0.05)
+    told.fit(adata, labels, seed=5)
+    np.testing.assert_array_equal(told.predict(adata).scores, searched.predict(adata).scores)
+    with pytest.raises(ValueError, match="groups must have one entry a cell: 90 cells, got 89"):
+        searched.fit(adata, labels, groups=groups[1:])
+
+
+def test_scpred_search_holds_whole_donors_out_and_takes_the_better_threshold(monkeypatch):
+    adata, labels = made_up_cells()
+    cells, groups = training_cells(adata, labels), np.tile(["a", "b", "c"], 30)
+    asked = []
+    results = [[0.5, 0.6], [0.6, 0.6]]
+
+    def scores(class_ids, folds, predict, *, num_settings):
+        asked.append([set(groups[folds == fold]) for fold in np.unique(folds)])
+        first = predict(folds != 0, folds == 0)
+        assert len(first) == num_settings == len(MAX_P_VALUES)
+        assert all(len(row) == (folds == 0).sum() for row in first)
+        return np.array(results[len(asked) - 1])
+
+    monkeypatch.setattr(system_scpred, "held_out_scores", scores)
+    chosen = [choose_max_p_value(adata.X.tocsr(), cells, groups.tolist(), seed=0) for _ in results]
+    assert chosen == [0.05, 1.0]
+    assert asked == [[{"a"}, {"b"}, {"c"}]] * 2
+
+
+def test_scpred_search_bears_labels_of_two_cells():
+    adata, labels = made_up_cells()
+    rare = ["rare", "rare", *labels[2:]]
+    system = ScPred()
+    system.fit(adata, rare)
+    assert system.predict(adata).classes == (*LABELS, "rare")
+    few = [0, 1, 30, 31]
+    ScPred().fit(adata[few], np.array(labels)[few].tolist())
+
+
 def test_scpred_is_inductive_repeatable_and_leaves_global_generators_alone():
     adata, labels = made_up_cells()
-    before = np.random.get_state()[1].copy()  # noqa: NPY002
-    first, second = ScPred(), ScPred()
+    state = np.random.get_state()  # noqa: NPY002
+    first, second = ScPred(max_p_value=1), ScPred(max_p_value=1)
     first.fit(adata, labels, seed=5)
     second.fit(adata, labels, seed=5)
     scores = first.predict(adata).scores
     np.testing.assert_array_equal(scores, second.predict(adata).scores)
     np.testing.assert_allclose(first.predict(adata[:7]).scores, scores[:7], rtol=1e-5)
-    np.testing.assert_array_equal(before, np.random.get_state()[1])  # noqa: NPY002
+    np.testing.assert_equal(np.random.get_state(), state)  # noqa: NPY002
 
 
 def test_scpred_rejects_only_if_asked_and_says_how_many():
     adata, labels = made_up_cells()
-    systems = ScPred(), ScPred(is_rejecting=True)
+    systems = ScPred(max_p_value=1), ScPred(max_p_value=1, is_rejecting=True)
     mixed = adata.copy()
     mixed.X = sparse.csr_matrix(np.ones(adata.shape, dtype=np.float32))
     for system in systems:
@@ -68,7 +140,7 @@ def test_scpred_rejects_only_if_asked_and_says_how_many():
 
 def test_scpred_refuses_other_genes_too_few_cells_and_predict_before_fit():
     adata, labels = made_up_cells()
-    system = ScPred()
+    system = ScPred(max_p_value=1)
     with pytest.raises(ValueError, match="fit\\(\\) comes before"):
         system.predict(adata)
     with pytest.raises(ValueError, match="one entry a cell"):
@@ -126,25 +198,124 @@ def test_variable_genes_are_those_that_vary_more_than_their_mean_explains():
         most_variable_genes(sparse.csr_array(np.ones((5, 4))), 2)
 
 
-def test_sccatch_names_new_cells_by_training_markers_or_by_a_table(tmp_path):
+@pytest.fixture
+def table(tmp_path):
     rows = [f"Human,Gut,Normal,T{i},G{i * 5 + k},{k}" for i in range(3) for k in range(5)]
+    rows += [f"Human,Lung,Normal,T{2 - i},G{i * 5 + k},{k}" for i in range(3) for k in range(5)]
     path = tmp_path / "markers.csv"
     path.write_text("\n".join(["species,tissue,cancer,celltype,gene,pmid", *rows]))
-    to_label = {f"T{i}": label for i, label in enumerate(LABELS[:2])}
+    types = {
+        "other": {"tissues": ["Lung"], "types": {"T0": "delta", "T1": "no label here"}},
+        "ours": {"tissues": ["Gut"], "types": {f"T{i}": label for i, label in enumerate(LABELS[:2])}},
+    }
+    (tmp_path / "types.json").write_text(json.dumps(types))
+    return MarkerTable(path, types=tmp_path / "types.json")
+
+
+@pytest.mark.parametrize("is_of_table", [False, True])
+def test_sccatch_names_new_cells_by_training_markers_or_by_a_table(table, is_of_table):
     adata, labels = made_up_cells(4)
-    before = np.random.get_state()[1].copy()  # noqa: NPY002
-    for system in (ScCatch(), ScCatch(markers=path, tissues=["Gut"], label_of_type=to_label)):
-        with pytest.raises(ValueError, match="fit\\(\\) comes before"):
-            system.predict(adata)
-        system.fit(*made_up_cells(3))
-        named = system.predict(adata)
-        known = [label if label != "delta" or "training" in system.title else "" for label in labels]
-        assert np.mean(np.array(named.labels) == known) > 0.9
-        assert named.scores is None
-        assert system.predict(adata).labels == named.labels
-        with pytest.raises(ValueError, match="subset it"):
-            system.predict(adata[:, ::-1])
-    np.testing.assert_array_equal(before, np.random.get_state()[1])  # noqa: NPY002
+    state = np.random.get_state()  # noqa: NPY002
+    system = ScCatchOfTable(table) if is_of_table else ScCatch()
+    with pytest.raises(ValueError, match="fit\\(\\) comes before"):
+        system.predict(adata)
+    with pytest.raises(ValueError, match="groups must have one entry a cell"):
+        system.fit(adata, labels, groups=["a"])
+    system.fit(*made_up_cells(3))
+    named = system.predict(adata)
+    known = [label if label != "delta" or not is_of_table else "" for label in labels]
+    assert np.mean(np.array(named.labels) == known) > 0.9
+    assert named.scores is None
+    assert system.predict(adata).labels == named.labels
+    assert (system.method, system.clusters_per_label, system.others) in CLUSTERINGS
+    with pytest.raises(ValueError, match="subset it"):
+        system.predict(adata[:, ::-1])
+    np.testing.assert_equal(np.random.get_state(), state)  # noqa: NPY002
+
+
+def test_sccatch_clustering_is_the_best_on_held_out_training_cells(monkeypatch):
+    adata, labels = made_up_cells()
+    groups = np.tile(["a", "b", "c"], 30)
+    folds_seen = []
+
+    def scores(class_ids, folds, predict, *, num_settings):
+        folds_seen.append([set(groups[folds == fold]) for fold in np.unique(folds)])
+        found = predict(folds != 0, folds == 0)
+        assert len(found) == num_settings == len(CLUSTERINGS)
+        assert np.mean(found[0] == class_ids[folds == 0]) > 0.6  # by chance a third
+        return np.array([0.1, 0, 0, 0.3, 0.2, 0, 0.3, 0])
+
+    monkeypatch.setattr(system_sccatch, "held_out_scores", scores)
+    system = ScCatch()
+    system.fit(adata, labels, groups=groups.tolist())
+    assert (system.method, system.clusters_per_label, system.others) == (
+        "k_means",
+        2,
+        "together",
+    )  # the fewest of equals
+    assert folds_seen == [[{"a"}, {"b"}, {"c"}]]
+
+
+def test_two_clusters_of_a_type_are_named_only_against_the_others_together():
+    adata, labels = made_up_cells()
+    features = training_cells(adata, labels).features
+    clusters = np.repeat([0, 1, 2, 3], [15, 15, 30, 30])  # alpha in two
+    markers = [Marker(LABELS[i], f"G{i * 5 + k}", "1") for i in range(3) for k in range(5)]
+    each, together = (
+        name_clusters(features, adata.var_names.tolist(), clusters, markers, others=others)
+        for others in ("each", "together")
+    )
+    assert each[2:] == ["beta", "delta"]
+    assert "alpha" not in each
+    assert together == ["alpha", "alpha", "beta", "delta"]
+
+
+@pytest.mark.parametrize(("method", "max_ward_cells"), [("ward", 20_000), ("ward", 0), ("k_means", 20_000)])
+def test_there_are_no_more_clusters_than_cells_that_differ(monkeypatch, method, max_ward_cells):
+    monkeypatch.setattr(system_sccatch, "MAX_WARD_CELLS", max_ward_cells)
+    places = np.array([[0.0, 0], [0, 0], [5, 5], [5, 5], [9, 0]])
+    clusters = cluster_cells(places, Clustering(method, 2, "each"), 2, seed=0)
+    assert clusters[0] == clusters[1]
+    assert clusters[2] == clusters[3]
+    assert sorted(set(clusters.tolist())) == [0, 1, 2]
+    assert cluster_cells(places[:1], Clustering(method, 2, "each"), 2, seed=0).tolist() == [0]
+
+
+def test_without_a_table_or_types_of_its_labels_sccatch_is_left_out(table, tmp_path):
+    adata, labels = made_up_cells()
+    with pytest.raises(MarkersMissingError, match="no marker table is named: --marker-table FILE"):
+        ScCatchOfTable().fit(adata, labels)
+    with pytest.raises(MarkersMissingError, match=r"no type of types.json stands for one of the labels \['x', 'y'\]"):
+        ScCatchOfTable(table).fit(adata[:4], ["x", "x", "y", "y"])
+    data = LabelledData("cells", adata, np.array(labels), None)
+    runs, left_out = run_systems(
+        data, {"sccatch_cellmatch": ScCatchOfTable}, make_folds(data, "random"), seeds=1, work=tmp_path
+    )
+    assert runs == []
+    assert "columns of CellMatch" in left_out["sccatch_cellmatch"]
+
+
+def test_a_table_has_the_types_of_the_labels_and_tissues_that_are_named(table):
+    assert table.types_of(LABELS).name == "ours"
+    assert table.types_of(["delta", "gamma"]).tissues == ("Lung",)
+    named = MarkerTable.parse(f"{table.path}:Skin,Lung", table.types)
+    assert named == (str(table.path), ("Skin", "Lung"), table.types)
+    assert named.types_of(LABELS).tissues == ("Skin", "Lung")
+    assert MarkerTable.parse("a.csv") == ("a.csv", (), MARKER_TYPES)
+
+
+def test_marker_types_of_another_form_are_refused(tmp_path):
+    path = tmp_path / "types.json"
+    for text in ("{}", "[]", '{"pancreas": {"Beta Cell": "beta"}}'):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"types\.json must be"):
+            read_marker_types(path)
+
+
+def test_packaged_marker_types_stand_for_labels_of_the_packaged_cells():
+    pancreas = read_marker_types(MARKER_TYPES)[0]
+    labels = set(read_labelled_data(example_cells_path()).labels.tolist())
+    assert set(pancreas.label_of_type.values()) == labels
 
 
 def test_sccatch_refuses_tables_without_columns_or_rows(tmp_path):
@@ -163,14 +334,16 @@ def test_type_score_counts_rows_and_papers():
     assert type_scores(markers, {"X", "Y"}) == {"a": pytest.approx((3 / 4 * 2 / 3) ** 0.5)}
 
 
-def test_cluster_markers_are_those_of_a_slow_loop():
+@pytest.mark.parametrize("others", ["each", "together"])
+def test_cluster_markers_are_those_of_a_slow_loop(others):
     adata, labels = made_up_cells()
     features, ids = sparse.csr_array(np.log1p(adata.X.toarray())), np.unique(labels, return_inverse=True)[1]
     dense = features.toarray()
-    for cluster, found in enumerate(cluster_markers(features, ids)):
+    for cluster, found in enumerate(cluster_markers(features, ids, others=others)):
         ours, expected = dense[ids == cluster], []
         for gene in range(40):
             rest = [dense[ids == other, gene] for other in range(3) if other != cluster]
+            rest = [np.concatenate(rest)] if others == "together" else rest
             if (ours[:, gene] > 0).mean() >= 0.25 and all(
                 ours[:, gene].mean() - r.mean() >= 0.25
                 and mannwhitneyu(ours[:, gene], r, alternative="greater", method="asymptotic").pvalue < 0.05
@@ -179,8 +352,3 @@ def test_cluster_markers_are_those_of_a_slow_loop():
                 expected.append(gene)
         assert sorted(found) == expected
     assert exceeds(dense[:30, :5], dense[30:, :5]).all()
-
-
-def test_a_number_of_clusters_below_one_is_refused():
-    with pytest.raises(ValueError, match="num_clusters got 0; it must be at least 1"):
-        ScCatch(num_clusters=0)
