@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 
 from screformer.benchmarks.ablation_costs import COST_LIMITS, COSTS, NUM_VARIABLE_GENES, measure_costs, write_costs
 from screformer.benchmarks.cell_type_systems import CellTypeSystem
-from screformer.benchmarks.comparison import PLOTTED, RUN_KEYS, SPLIT_SEED, provenance, run_systems
+from screformer.benchmarks.comparison import RUN_KEYS, SPLIT_SEED, provenance, run_systems
+from screformer.benchmarks.comparison_figures import plot_system_scores
 from screformer.benchmarks.comparison_statistics import summarize_systems
 from screformer.benchmarks.comparison_tables import difference, number
 from screformer.benchmarks.fine_tuning_runs import without_folders
@@ -34,7 +35,6 @@ from screformer.configuration_screformer import ScReformerConfig
 from screformer.model_cards.markdown import table
 from screformer.tokenization.example_cells import example_cells_path
 from screformer.tokenization.tokenization_screformer import ScReformerTokenizer
-from screformer.train.figures import plot_comparison
 from screformer.train.result_files import write_json
 
 logger = logging.getLogger("screformer.benchmarks.ablations")
@@ -189,11 +189,7 @@ def run_ablations(
     stem = Path(output, f"ablations-{data.name}")
     write_json(f"{stem}.json", results)
     Path(f"{stem}.md").write_text(format_ablations(results), encoding="utf-8")
-    scores, intervals = (
-        {row["title"]: {name: row[name + ending] for name in PLOTTED} for row in systems.values()}
-        for ending in ("", "_interval")
-    )
-    plot_comparison(scores, f"{stem}.png", title=f"Ablations, {data.name}, {settings.preset}", intervals=intervals)
+    plot_system_scores(systems, f"{stem}.png", title=f"Ablations, {data.name}, {settings.preset}")
     return results
 
 

@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from screformer.benchmarks.cell_type_systems import CellTypeSystem
+from screformer.benchmarks.comparison_figures import plot_system_scores
 from screformer.benchmarks.comparison_statistics import BASELINE, paired_tests, pool_cells, summarize_systems
 from screformer.benchmarks.comparison_tables import format_comparison
 from screformer.benchmarks.labelled_data import LabelledData
 from screformer.benchmarks.measuring import describe_device
 from screformer.benchmarks.protocol import Fold, Kind, make_folds, read_predictions, run_system, write_split_file
-from screformer.train.figures import plot_comparison
 from screformer.train.result_files import software_versions, write_json
 
 logger = logging.getLogger("screformer.benchmarks.comparison")
 Systems = Mapping[str, Callable[[], CellTypeSystem]]
 SPLIT_SEED = 2022
-PLOTTED = ("accuracy", "macro_f1")
 # Where the baseline errs so little, no difference says anything.
 WEAK_ABOVE = 0.995
 # Kept of a run in the result file; the rest is in the work folder.
@@ -94,11 +93,7 @@ def compare_systems(
     }
     write_json(f"{stem}.json", results)
     Path(f"{stem}.md").write_text(format_comparison(results), encoding="utf-8")
-    scores, intervals = (
-        {row["title"]: {name: row[name + ending] for name in PLOTTED} for row in rows.values()}
-        for ending in ("", "_interval")
-    )
-    plot_comparison(scores, f"{stem}.png", title=f"{data.name}, {kind.replace('_', ' ')}", intervals=intervals)
+    plot_system_scores(rows, f"{stem}.png", title=f"{data.name}, {kind.replace('_', ' ')}")
     return results
 
 

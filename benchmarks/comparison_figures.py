@@ -38,12 +38,18 @@ def comparison_pictures(results: Results, title: str, folder: Path) -> list[Pict
     return [picture for picture in pictures if picture is not None]
 
 
-def _scores(results: Results, title: str, path: Path) -> Picture:
-    rows = list(results["systems"].values())
+def plot_system_scores(systems: Mapping[str, Mapping[str, Any]], path: str | Path, *, title: str) -> None:
+    """Draw accuracy and macro-F1 of each system of `summarize_systems`, with intervals over folds, into a PNG file."""
     values, intervals = (
-        {row["title"]: {score: row[score + ending] for score in SCORES} for row in rows} for ending in ("", "_interval")
+        {row["title"]: {score: row[score + ending] for score in SCORES} for row in systems.values()}
+        for ending in ("", "_interval")
     )
     plot_comparison(values, path, title=title, intervals=intervals)
+
+
+def _scores(results: Results, title: str, path: Path) -> Picture:
+    rows = list(results["systems"].values())
+    plot_system_scores(results["systems"], path, title=title)
     alt_text = f"Bars of accuracy and macro-F1 of {len(rows)} systems"
     if not results["is_weak"]:
         alt_text += f"; the best macro-F1 is that of {rows[0]['title']}, {rows[0]['macro_f1']:.3f}"
