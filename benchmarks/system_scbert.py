@@ -51,8 +51,8 @@ PREDICT_BATCH = 16
 class ScBert:
     """scBERT as a `CellTypeSystem`, trained from scratch; on a GPU where there is one.
 
-    Start of the gene embeddings, learning rate, batch and epochs were chosen on the pancreas, trained on two of its donors
-    and tested on a third, and are the same for every data set.
+    Start of the gene embeddings, learning rate, batch and epochs were chosen on the pancreas, trained on two of its
+    donors and tested on a third, and are the same for every data set.
 
     Attributes
     ----------
