@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import date
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from screformer.train.result_files import software_versions, write_json
 logger = logging.getLogger("screformer.benchmarks.comparison")
 Systems = Mapping[str, Callable[[], CellTypeSystem]]
 SPLIT_SEED = 2022
+# Those that runs use; Seurat's version is among its settings.
+RIVAL_PACKAGES = ("xgboost-cpu", "xgboost", "singler", "scvi-tools", "performer-pytorch", "networkx")
 # Where the baseline errs so little, no difference says anything.
 WEAK_ABOVE = 0.995
 # Kept of a run in the result file; the rest is in the work folder.
@@ -98,12 +102,16 @@ def compare_systems(
 
 
 def provenance(command: str) -> dict[str, Any]:  # Any: JSON
-    """Return ``date``, ``command``, ``device`` and ``versions``, for a result file."""
+    """Return ``date``, ``command``, ``device`` and ``versions``, of rivals' packages too, for a result file."""
+    found = {}
+    for package in RIVAL_PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
     return {
         "date": date.today().isoformat(),
         "command": command,
         "device": describe_device("cpu"),
-        "versions": software_versions(),
+        "versions": software_versions() | found,
     }
 
 

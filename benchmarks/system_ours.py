@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,8 +96,10 @@ class ScReformerSystem:
                 tokenizer=self._choose_tokenizer(adata),
                 obs_columns=[LABEL, GROUP],
             )
-            model = self._start(corpus, Path(folder), seed)
-            self._trained = load_classifier(_finetune([*self.finetuning.split(), *model], corpus, Path(folder), seed))
+            with redirect_stdout(StringIO()):  # where transformers' Trainer prints its log without progress bars
+                model = self._start(corpus, Path(folder), seed)
+                checkpoint = _finetune([*self.finetuning.split(), *model], corpus, Path(folder), seed)
+            self._trained = load_classifier(checkpoint)
             self._genes = [str(name) for name in adata.var_names]
 
     def predict(self, adata: AnnData) -> NamedCells:

@@ -1,6 +1,7 @@
 """The table of a comparison: its arithmetic, and what is left out."""
 
 import json
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -42,6 +43,7 @@ def test_systems_run_on_all_folds_and_missing_ones_are_named(tmp_path):
     )
     assert len(results["runs"]) == 2 * 4 * 2
     assert list(results["left_out"]) == ["missing"]
+    assert results["versions"]["networkx"] == version("networkx")
     assert results["systems"]["nearest"]["less_baseline"]["macro_f1"] == 0
     assert json.loads((tmp_path / "out" / "comparison-cells-leave_one_group_out.json").read_text()) == results
     text = (tmp_path / "out" / "comparison-cells-leave_one_group_out.md").read_text()

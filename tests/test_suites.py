@@ -1,6 +1,7 @@
 """`screformer benchmark --suite`."""
 
 import json
+from pathlib import Path
 
 import pytest
 from small_corpus import make_cells
@@ -84,6 +85,13 @@ def test_a_marker_table_can_be_named_on_the_command_line(tmp_path, monkeypatch):
     assert given["marker_table"] == str(tmp_path / "a.csv:Gut")
     assert given["marker_types"] == tmp_path / "types.json"
     assert "--marker-table a.csv:Gut --marker-types types.json" in given["command"]
+
+
+def test_the_map_of_pbmc_labels_gives_both_files_the_same_names():
+    maps = json.loads(Path(suites.__file__).with_name("label_map_pbmc.json").read_text())
+    first, second = ({label for label in each.values() if label != suites.UNMAPPED} for each in maps.values())
+    assert first == second
+    assert len(first) == 6
 
 
 def test_training_on_one_file_and_testing_on_another(tmp_path, monkeypatch):
