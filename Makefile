@@ -36,11 +36,8 @@ SOURCES := $(shell find modeling_screformer tokenization train annotation benchm
 quickstart: $(VENV)/.installed
 	$(VENV)/bin/screformer quickstart --output quickstart
 
-# TileDB-SOMA in a process of its own: beside other libraries' threads its reader has ended a worker, once in ten runs.
 test: lint
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 \
-		--ignore tests/test_soma_experiment.py
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/test_soma_experiment.py
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4
 
 test-slow: $(VENV)/.developed
 	$(VENV)/bin/python -m pytest -m slow
