@@ -6,6 +6,7 @@ CellMatch is GPL: it is never packaged, the user names a file. Which of its type
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -71,6 +72,11 @@ class MarkerTable(NamedTuple):
         """Return it of ``FILE[:TISSUE,TISSUE]``."""
         path, _, tissues = text.partition(":")
         return cls(path, tuple(filter(None, tissues.split(","))), types or MARKER_TYPES)
+
+    def describe(self) -> str:
+        """Return the file's name with what tells its content and the settings from others': sha256, tissues."""
+        hashes = [hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12] for path in (self.path, self.types)]
+        return f"{Path(self.path).name} {hashes[0]}, types {hashes[1]}, tissues {','.join(self.tissues) or 'by labels'}"
 
     def types_of(self, labels: Sequence[str]) -> MarkerTypes:
         """Return the tissues and types that fit the labels best, the first of equals.

@@ -7,7 +7,7 @@ package, keeps the genes with the largest absolute weights of each type in a fir
 
 The package itself is not used: its 1.7.1 passes scikit-learn an argument that 1.8 and later no longer have. With
 scikit-learn 1.7, its labels of all genes are these (see the tests); with feature selection, whose first fit is by
-stochastic gradient descent there and by lbfgs here, 98% of them.
+stochastic gradient descent there and by lbfgs here, nearly all of them.
 """
 
 from __future__ import annotations

@@ -184,6 +184,8 @@ class ScCatchOfTable(ScCatch):
     def __init__(self, table: MarkerTable | None = None) -> None:
         super().__init__()
         self._table = table
+        # In the record of a run, so that another table is another run.
+        self.table = None if table is None else table.describe()
         self._types = MarkerTypes("", (), {})
         self._listed: list[Marker] = []
         self.tissues: str | None = None

@@ -27,8 +27,8 @@ class SingleR:
     """SingleR as a `CellTypeSystem`, with all its settings as they come but for the markers.
 
     Its ``"classic"`` markers compare medians. For single cells, where most medians are zero, its manual recommends
-    Wilcoxon's test, which ranks genes by the area under the curve: ``"auc"``. The default is classic all the same: of
-    three pancreas donors held out in turn it named more cells right (.973 of them, mean, where auc had .966).
+    Wilcoxon's test, which ranks genes by the area under the curve: ``"auc"``. The default is classic all the same:
+    with three pancreas donors, each held out in turn, it named more cells right.
 
     Parameters
     ----------

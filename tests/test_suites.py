@@ -68,9 +68,16 @@ def test_a_marker_table_is_for_the_system_that_needs_one(tmp_path, monkeypatch):
         return {}
 
     monkeypatch.setattr(suites, "compare_systems", compare)
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.csv", "types.json"):
+        Path(name).write_text("{}")
     run_suite("small")
     run_suite("small", marker_table="a.csv:Gut,Skin", marker_types="types.json")
     assert made == [None, MarkerTable("a.csv", ("Gut", "Skin"), "types.json")]
+    # Another content is another run.
+    before = made[1].describe()
+    Path("a.csv").write_text("[]")
+    assert made[1].describe() != before
     for options in ({"marker_types": "types.json"}, {"marker_table": "a.csv", "systems": [OURS]}):
         with pytest.raises(ValueError, match="belong together and to 'sccatch_cellmatch'"):
             run_suite("small", **options)

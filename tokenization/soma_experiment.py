@@ -20,6 +20,12 @@ from screformer.tokenization.stored_table import as_texts
 
 CENSUS_SCHEME = "census"
 BUFFER_BYTES = 32 << 20  # of each column that TileDB reads at a time; its own default is 1 GB
+# 0: tiles are not merged ahead by several threads. TileDB 2.30 destroys what is merged while a thread still uses it
+# (tiledb::algorithm::ParallelMerge), which ends the process, rarely.
+TILEDB_CONFIG = {
+    "soma.init_buffer_bytes": BUFFER_BYTES,
+    "sm.query.sparse_global_order.preprocess_tile_merge": 0,
+}
 TRIED_LAYERS = ("raw", "counts", "data")
 GENE_NAMES = ("var_id", "feature_name", "feature_id", "gene_symbol", "gene_symbols", "symbol", "gene_name")
 CELL_NAMES = ("obs_id", "barcode", "barcodes", "cell_id", "observation_joinid")
@@ -196,7 +202,7 @@ def open_soma(path: str, name: str) -> SomaExperiment:
     """
     tiledbsoma = _import_tiledbsoma(name)
     try:
-        found = tiledbsoma.open(path, context=_context(tiledbsoma, {}))
+        found = tiledbsoma.open(path, context=_context(tiledbsoma))
     except tiledbsoma.SOMAError as error:
         msg = f"path: {name} cannot be opened as a TileDB-SOMA experiment ({error})"
         raise ValueError(msg) from error
@@ -227,11 +233,9 @@ def open_census(address: str) -> SomaExperiment:
     tiledbsoma = _import_tiledbsoma(address)
     try:
         if parts.folder is not None:
-            census = tiledbsoma.open(parts.folder, context=_context(tiledbsoma, {}))
+            census = tiledbsoma.open(parts.folder, context=_context(tiledbsoma))
         else:
-            census = _import_census(address).open_soma(
-                census_version=parts.version, tiledb_config={"soma.init_buffer_bytes": BUFFER_BYTES}
-            )
+            census = _import_census(address).open_soma(census_version=parts.version, tiledb_config=TILEDB_CONFIG)
         organisms = list(census["census_data"])
         if parts.organism not in organisms:
             msg = f"path: {address} names no organism of the Census; it has {organisms}"
@@ -288,8 +292,8 @@ def _import_census(name: str) -> Any:  # Any: a module without types
     return cellxgene_census
 
 
-def _context(tiledbsoma: Soma, config: dict[str, Any]) -> Soma:
-    return tiledbsoma.SOMATileDBContext(tiledb_config={"soma.init_buffer_bytes": BUFFER_BYTES, **config})
+def _context(tiledbsoma: Soma) -> Soma:
+    return tiledbsoma.SOMATileDBContext(tiledb_config=TILEDB_CONFIG)
 
 
 def _index_column(table: Soma, names: tuple[str, ...]) -> str | None:
