@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from screformer.annotation.annotate import annotate
 from screformer.annotation.trained_model import TrainedModel, load_classifier
 from screformer.benchmarks.cell_type_systems import NamedCells, check_genes
+from screformer.benchmarks.standard_encoder import standard_encoders
 from screformer.benchmarks.system_scpred import most_variable_genes
 from screformer.modeling_screformer import ScReformerForCellClassification
 from screformer.tokenization.corpus import Corpus, build_corpus
@@ -58,6 +59,8 @@ class ScReformerSystem:
         Length of vectors from Gene2vec (gensim) that gene embeddings start from, that of the model; None: none.
     num_variable_genes
         The model reads only so many genes, the most variable ones of the training cells; None: all.
+    encoder
+        ``"reformer"``, or ``"standard"``: the model's encoder is exchanged for a `StandardEncoder`.
     tokenizer
         Default: that of the packaged vocabulary.
     title
@@ -74,12 +77,15 @@ class ScReformerSystem:
         pretraining: str | None = None,
         gene_vectors: int | None = None,
         num_variable_genes: int | None = None,
+        encoder: Literal["reformer", "standard"] = "reformer",
         tokenizer: ScReformerTokenizer | None = None,
         title: str = "scReformer-BERT (finetune-small)",
     ) -> None:
         self.title = title
         self.finetuning, self.model, self.pretraining = finetuning, model, pretraining
         self.gene_vectors, self.num_variable_genes = gene_vectors, num_variable_genes
+        self.encoder: Literal["reformer", "standard"] = encoder
+        self._encoders = standard_encoders if encoder == "standard" else nullcontext
         self._tokenizer = tokenizer
         self._genes: list[str] | None = None
         self._trained: TrainedModel[ScReformerForCellClassification] | None = None
@@ -96,10 +102,11 @@ class ScReformerSystem:
                 tokenizer=self._choose_tokenizer(adata),
                 obs_columns=[LABEL, GROUP],
             )
-            with redirect_stdout(StringIO()):  # where transformers' Trainer prints its log without progress bars
+            # Where transformers' Trainer prints its log without progress bars.
+            with redirect_stdout(StringIO()), self._encoders():
                 model = self._start(corpus, Path(folder), seed)
                 checkpoint = _finetune([*self.finetuning.split(), *model], corpus, Path(folder), seed)
-            self._trained = load_classifier(checkpoint)
+                self._trained = load_classifier(checkpoint)
             self._genes = [str(name) for name in adata.var_names]
 
     def predict(self, adata: AnnData) -> NamedCells:

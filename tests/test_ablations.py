@@ -14,6 +14,7 @@ from screformer.benchmarks.ablations import FULL, REGRESSION, Settings, ablation
 from screformer.benchmarks.labelled_data import read_labelled_data
 from screformer.benchmarks.measuring import Shape
 from screformer.benchmarks.protocol import make_folds
+from screformer.benchmarks.standard_encoder import StandardEncoder
 from screformer.benchmarks.system_ours import ScReformerSystem
 
 SMALL = Shape(256, num_layers=1, hidden_size=16, num_heads=2, intermediate_size=32, bucket_size=16, num_hashes=2)
@@ -28,7 +29,8 @@ def attributes(system):
     ("name", "lacks"),
     [
         ("exact_attention", {"model": "attention=exact"}),
-        ("variable_genes", {"model": "attention=exact", "num_variable_genes": 3_000}),
+        ("variable_genes", {"num_variable_genes": 3_000}),
+        ("standard_transformer", {"encoder": "standard", "num_variable_genes": 3_000}),
         ("not_pretrained", {"pretraining": None}),
         ("no_gene2vec", {"gene_vectors": None}),
         ("other_gene_space", {"finetuning": "--gene_space full", "pretraining": "--gene_space full"}),
@@ -47,8 +49,8 @@ def test_a_variant_differs_in_what_it_is_named_for_alone(name, lacks):
     for key, value in lacks.items():
         assert value in variant[key] if isinstance(value, str) else variant[key] == value
     assert set(variants) == {FULL, REGRESSION} | {
-        "exact_attention", "variable_genes", "not_pretrained", "no_gene2vec", "other_gene_space", "one_round",
-        "more_rounds", "few_bins", "many_bins", "pooled", "frozen",
+        "exact_attention", "variable_genes", "standard_transformer", "not_pretrained", "no_gene2vec",
+        "other_gene_space", "one_round", "more_rounds", "few_bins", "many_bins", "pooled", "frozen",
     }  # fmt: skip
 
 
@@ -60,7 +62,8 @@ def test_the_papers_width_is_one_setting_away():
     assert "cells_per_label" not in whole.finetuning
 
 
-def test_everything_before_fine_tuning_sees_training_cells_alone(tmp_path):
+@pytest.mark.parametrize("encoder", ["reformer", "standard"])
+def test_everything_before_fine_tuning_sees_training_cells_alone(tmp_path, encoder):
     pytest.importorskip("gensim")
     make_cells(120, types=["alpha", "beta", "duct"]).write_h5ad(tmp_path / "cells.h5ad")
     data = read_labelled_data(tmp_path / "cells.h5ad", group_column="donor")
@@ -71,12 +74,14 @@ def test_everything_before_fine_tuning_sees_training_cells_alone(tmp_path):
         pretraining="pretrain-tiny --gene_start random --use_cpu --num_train_epochs 1",
         gene_vectors=16,
         num_variable_genes=20,
+        encoder=encoder,
         tokenizer=make_tokenizer(),
     )
     fold = make_folds(data, "leave_one_group_out")[0]
     train = np.concatenate([fold.cells.train, fold.cells.validation])
     system.fit(data.adata[train].copy(), data.labels[train].tolist(), groups=data.groups[train].tolist(), seed=0)
     assert system._trained.model.config.num_genes == 20
+    assert isinstance(system._trained.model.screformer.encoder, StandardEncoder) == (encoder == "standard")
     named = system.predict(data.adata[fold.cells.test].copy())
     assert (
         np.mean([label == right for label, right in zip(named.labels, data.labels[fold.cells.test], strict=True)]) > 0.8
