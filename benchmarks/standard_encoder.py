@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from screformer import modeling_screformer
 from screformer.modeling_screformer import ScReformerLayer
-from screformer.reversible import Streams
+from screformer.reversible import Streams, TokenOrders
 
 
 class StandardEncoder(nn.Module):
@@ -30,15 +30,22 @@ class StandardEncoder(nn.Module):
         self.layers = nn.ModuleList(map(_standard_layer, layers))
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None = None, *, reversible: bool = False
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        reversible: bool = False,
+        token_orders: TokenOrders | None = None,
     ) -> Streams:
-        """Return the states (B, L, hidden) after the last layer, as both streams; `reversible` has no effect."""
+        """Return the states (B, L, hidden) after the last layer, as both streams; the last two have no effect."""
         streams = Streams(hidden_states, hidden_states)
         for streams in self.iterate(hidden_states, attention_mask):  # noqa: B007 - the last ones
             pass
         return streams
 
-    def iterate(self, hidden_states: Tensor, attention_mask: Tensor | None = None) -> Iterator[Streams]:
+    def iterate(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, token_orders: TokenOrders | None = None
+    ) -> Iterator[Streams]:
         """Yield the states after each layer, as both streams."""
         is_padding = None if attention_mask is None else ~attention_mask.bool()
         for layer in self.layers:

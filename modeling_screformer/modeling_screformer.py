@@ -15,7 +15,7 @@ from transformers.utils.generic import can_return_tuple
 from .cell_classifier import NO_EXPRESSION, EncodedCells, PooledPath, ScReformerClassificationHead
 from .configuration_screformer import ScReformerConfig
 from .lsh_attention import draw_rotations, exact_attention, lsh_attention, lsh_order
-from .reversible import ReversibleSequence, Streams
+from .reversible import ReversibleSequence, Streams, TokenOrders
 
 
 @dataclass
@@ -268,6 +268,7 @@ class ScReformerModel(ScReformerPreTrainedModel):
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         output_hidden_states: bool | None = None,
+        token_orders: TokenOrders | None = None,
         **kwargs: Any,  # what transformers passes to every model, for example num_items_in_batch
     ) -> ScReformerModelOutput:
         """Encode cells.
@@ -285,6 +286,8 @@ class ScReformerModel(ScReformerPreTrainedModel):
             ``input_ids`` beside them, those say which genes are expressed; otherwise every gene counts as expressed.
         output_hidden_states
             Also return each layer's output; this stores all activations.
+        token_orders
+            Takes down which tokens attended to which, or says it; see :class:`TokenOrders`.
 
         Raises
         ------
@@ -307,9 +310,10 @@ class ScReformerModel(ScReformerPreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if output_hidden_states:
-            every = [embedded, *map(_mean, self.encoder.iterate(embedded, mask))]
+            every = [embedded, *map(_mean, self.encoder.iterate(embedded, mask, token_orders))]
         else:
-            every = [_mean(self.encoder(embedded, mask, reversible=self.config.reversible))]
+            streams = self.encoder(embedded, mask, reversible=self.config.reversible, token_orders=token_orders)
+            every = [_mean(streams)]
         if order is not None:
             place = order.argsort(dim=1)
             every = [_reorder(states, place) for states in every]

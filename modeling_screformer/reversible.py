@@ -29,6 +29,42 @@ class Streams(NamedTuple):
     second: Tensor
 
 
+class TokenOrders:
+    """The order that each layer's attention sorts the tokens of a cell into, to be used again.
+
+    The first forward pass that is given an empty one fills it, with its only cell's. Later passes take the order from
+    it and hash nothing, for any number of cells with the same genes: what attends to what stays as it was while their
+    embeddings change, as explanations need it.
+
+    Attributes
+    ----------
+    layers
+        (1, H, R, L) each; None where attention is exact.
+    """
+
+    def __init__(self) -> None:
+        self.layers: list[Tensor | None] = []
+
+    def check(self, shape: torch.Size) -> None:
+        """Raise ValueError unless cells of (B, L, ...) fit."""
+        known = next((order.shape[-1] for order in self.layers if order is not None), None)
+        if not self.layers and shape[0] != 1:
+            msg = f"token_orders is empty and the batch has {shape[0]} cells; fill it with a pass of one cell."
+            raise ValueError(msg)
+        if known is not None and known != shape[1]:
+            msg = f"token_orders are of {known} tokens, the batch has {shape[1]}; give cells with the same genes."
+            raise ValueError(msg)
+
+    def of_layer(self, depth: int) -> Tensor | None:
+        """Return a layer's order; None where it is not known yet, or attention is exact."""
+        return self.layers[depth] if depth < len(self.layers) else None
+
+    def keep(self, depth: int, orders: list[Tensor | None]) -> None:
+        """Keep what a layer used, if it is not known yet."""
+        if depth == len(self.layers):
+            self.layers.append(orders[0])
+
+
 class ReversibleLayer(Protocol):
     """What a layer of a :class:`ReversibleSequence` offers (besides being an ``nn.Module``)."""
 
@@ -61,34 +97,58 @@ class ReversibleSequence(nn.Module):
 
     @torch.compiler.disable
     def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None = None, *, reversible: bool = True
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        reversible: bool = True,
+        token_orders: TokenOrders | None = None,
     ) -> Streams:
         """Return both streams after the last layer; they start as two copies of ``hidden_states`` (B, L, hidden).
 
         With ``reversible=False`` plain autograd stores every activation: the same numbers, more memory. Padding keeps
         its input, or whatever else costs nothing. ``torch.compile`` of a model around it breaks its graph here, once.
+        ``token_orders`` are filled or used, see :class:`TokenOrders`.
         """
         streams = Streams(hidden_states, hidden_states)
         if not (reversible and torch.is_grad_enabled()):
-            for streams in self.iterate(hidden_states, attention_mask):  # noqa: B007 - the last ones
+            for streams in self.iterate(hidden_states, attention_mask, token_orders):  # noqa: B007 - the last ones
                 pass
             return streams
         tape, plan = _Tape(), plan_blocks(hidden_states, attention_mask)
+        if token_orders is not None:
+            token_orders.check(hidden_states.shape)
         for depth, layer in enumerate(self.layers):
             is_last = depth == len(self.layers) - 1
             parameters = [parameter for parameter in layer.parameters() if parameter.requires_grad]
-            call = _Call(layer, tape, is_last, plan)
+            call = _Call(layer, tape, is_last, plan, _orders_of_blocks(token_orders, depth, plan))
             streams = Streams(*_ReversibleLayerFunction.apply(call, *streams, *parameters))
+            if token_orders is not None:
+                token_orders.keep(depth, call.orders)
         return streams
 
-    def iterate(self, hidden_states: Tensor, attention_mask: Tensor | None = None) -> Iterator[Streams]:
+    def iterate(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, token_orders: TokenOrders | None = None
+    ) -> Iterator[Streams]:
         """Yield both streams after each layer, by plain autograd."""
         plan, streams = plan_blocks(hidden_states, attention_mask), Streams(hidden_states, hidden_states)
-        for layer in self.layers:
-            orders: list[Tensor | None] = [None] * len(plan.attention)
+        if token_orders is not None:
+            token_orders.check(hidden_states.shape)
+        for depth, layer in enumerate(self.layers):
+            orders = _orders_of_blocks(token_orders, depth, plan)
             first = _add_branch(streams.first, streams.second, _attend_blocks(layer, plan, orders))
             streams = Streams(first, _add_branch(streams.second, first, _feed_blocks(layer, plan)))
+            if token_orders is not None:
+                token_orders.keep(depth, orders)
             yield streams
+
+
+def _orders_of_blocks(token_orders: TokenOrders | None, depth: int, plan: BlockPlan) -> list[Tensor | None]:
+    """Return a layer's token order for each block of attention; None where it is to be found."""
+    order = None if token_orders is None else token_orders.of_layer(depth)
+    if order is None:
+        return [None] * len(plan.attention)
+    return [order.expand(block.cells.stop - block.cells.start, -1, -1, -1) for block in plan.attention]
 
 
 BlockBranch = tuple[TokenBlock, Callable[[Tensor], Tensor]]
@@ -171,6 +231,7 @@ class _Call(NamedTuple):
     tape: _Tape
     is_last: bool
     plan: BlockPlan
+    orders: list[Tensor | None]
 
 
 class _ReversibleLayerFunction(torch.autograd.Function):
@@ -195,9 +256,8 @@ class _ReversibleLayerFunction(torch.autograd.Function):
         is_random = _draws_random_numbers(layer)
         if is_random:
             ctx.random_before_attend = _RandomState.capture(device)
-        orders: list[Tensor | None] = [None] * len(call.plan.attention)
-        new_first = _add_branch(first, second, _attend_blocks(layer, call.plan, orders))
-        ctx.orders = [_smaller(order) for order in orders]
+        new_first = _add_branch(first, second, _attend_blocks(layer, call.plan, call.orders))
+        call.orders[:] = map(_smaller, call.orders)
         if is_random:
             ctx.random_before_feed = _RandomState.capture(device)
         new_second = _add_branch(second, new_first, _feed_blocks(layer, call.plan))
@@ -218,8 +278,7 @@ class _ReversibleLayerFunction(torch.autograd.Function):
         branches = _feed_blocks(call.layer, call.plan)
         with _replay(ctx, ctx.random_before_feed, first.device):
             _undo_branch(second, first, grad_second, grad_first, branches, gradients)
-        orders = list(ctx.orders)
-        branches = _attend_blocks(call.layer, call.plan, orders)
+        branches = _attend_blocks(call.layer, call.plan, list(call.orders))
         with _replay(ctx, ctx.random_before_attend, first.device):
             _undo_branch(first, second, grad_first, grad_second, branches, gradients)
 

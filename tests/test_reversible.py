@@ -7,7 +7,7 @@ import torch
 
 from screformer import ScReformerForCellClassification, ScReformerModel, token_blocks
 from screformer.modeling_screformer import ScReformerLayer
-from screformer.reversible import ReversibleSequence
+from screformer.reversible import ReversibleSequence, TokenOrders
 
 
 def sequence(tiny_config, *, dropout=0.0, layers=3, **overrides):
@@ -277,3 +277,53 @@ def test_two_processes_have_the_gradient_of_the_whole_batch(tmp_path):
     for process in processes:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
+
+
+@pytest.mark.parametrize("reversible", [True, False])
+@pytest.mark.parametrize("mode", ["gradients", "inference"])
+def test_token_orders_of_one_cell_are_those_of_later_passes(tiny_config, hidden_states, reversible, mode):
+    module, cell, orders = sequence(tiny_config, num_hashes=3).eval(), hidden_states[:1], TokenOrders()
+
+    def run(states, **given):
+        states = states.clone().requires_grad_(mode == "gradients")
+        with torch.set_grad_enabled(mode == "gradients"):
+            return module(states, None, reversible=reversible, **given).first
+
+    found = run(cell, token_orders=orders)
+    torch.testing.assert_close(found, run(cell), atol=0, rtol=0)
+    assert [order.shape for order in orders.layers] == [(1, module.layers[0].attention.num_heads, 3, 13)] * 3
+    # Twice the same cell, and one whose own order would be another.
+    other = cell + torch.randn(cell.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    kept = [order.clone() for order in orders.layers]
+    first, second, third = run(torch.cat([cell, cell, other]), token_orders=orders)
+    torch.testing.assert_close(torch.stack([first, second]), found.expand(2, -1, -1), atol=1e-12, rtol=1e-12)
+    assert all(torch.equal(before, after) for before, after in zip(kept, orders.layers, strict=True))
+    assert not torch.allclose(third, run(other)[0])
+    own = TokenOrders()
+    run(other, token_orders=own)
+    assert not torch.equal(own.layers[0], orders.layers[0])
+
+
+def test_gradients_by_given_token_orders_are_those_of_one_function(tiny_config, hidden_states):
+    """With its order given, attention is smooth: the gradient is that of finite differences however near a bucket is."""
+    module, orders = sequence(tiny_config, layers=2), TokenOrders()
+    cell = hidden_states[:1]
+    module(cell, None, token_orders=orders)
+    other = (cell + 0.5).requires_grad_()
+    assert torch.autograd.gradcheck(lambda states: tuple(module(states, None, token_orders=orders)), (other,))
+
+
+def test_token_orders_refuse_other_cells(tiny_config, hidden_states):
+    module, orders = sequence(tiny_config), TokenOrders()
+    with pytest.raises(ValueError, match="token_orders is empty and the batch has 2 cells"):
+        module(hidden_states, None, token_orders=orders)
+    module(hidden_states[:1], None, token_orders=orders)
+    with pytest.raises(ValueError, match="token_orders are of 13 tokens, the batch has 12"):
+        module(hidden_states[:1, :12], None, token_orders=orders)
+
+
+def test_exact_attention_has_no_token_orders(tiny_config, hidden_states):
+    module, orders = sequence(tiny_config, attention="exact"), TokenOrders()
+    first = module(hidden_states[:1], None, token_orders=orders).first
+    assert orders.layers == [None] * 3
+    torch.testing.assert_close(module(hidden_states[:1], None, token_orders=orders).first, first)
