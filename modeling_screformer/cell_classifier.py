@@ -84,7 +84,8 @@ class ConvolutionPath(nn.Module):
         self.num_genes = config.num_genes
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.convolution = _start_with(BEFORE_RELU, nn.Conv1d(config.hidden_size, 1, kernel_size=1))
-        self.activation = nn.ReLU()
+        # One for each use: DeepExplainer takes down what a module was given.
+        self.activations = nn.ModuleList(nn.ReLU() for _ in range(3))
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.dense_1 = _start_with(BEFORE_RELU, nn.Linear(config.num_genes, first))
         self.dense_2 = _start_with(BEFORE_RELU, nn.Linear(first, second))
@@ -92,10 +93,11 @@ class ConvolutionPath(nn.Module):
 
     def forward(self, cells: EncodedCells) -> Tensor:
         """Return logits (B, num_labels)."""
-        genes = self.activation(self.convolution(self.norm(cells.hidden_states).transpose(1, 2)).squeeze(1))
+        of_gene, of_first, of_second = self.activations
+        genes = of_gene(self.convolution(self.norm(cells.hidden_states).transpose(1, 2)).squeeze(1))
         genes = _by_position(genes, cells, self.num_genes)
-        hidden = self.dropout(self.activation(self.dense_1(self.dropout(genes))))
-        return self.output(self.dropout(self.activation(self.dense_2(hidden))))
+        hidden = self.dropout(of_first(self.dense_1(self.dropout(genes))))
+        return self.output(self.dropout(of_second(self.dense_2(hidden))))
 
 
 class PooledPath(nn.Module):

@@ -305,7 +305,7 @@ def test_token_orders_of_one_cell_are_those_of_later_passes(tiny_config, hidden_
 
 
 def test_gradients_by_given_token_orders_are_those_of_one_function(tiny_config, hidden_states):
-    """With its order given, attention is smooth: the gradient is that of finite differences however near a bucket is."""
+    """With its order given, attention has no jumps: its gradient is that of finite differences."""
     module, orders = sequence(tiny_config, layers=2), TokenOrders()
     cell = hidden_states[:1]
     module(cell, None, token_orders=orders)

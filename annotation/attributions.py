@@ -1,0 +1,226 @@
+"""What each gene of a cell adds to a class's score, beside the cells of a background.
+
+All methods give one value a gene, summed over the dimensions of its embedding, and all are estimates of what adds up:
+the values of a cell sum to its score less the mean score of the background at the cell's genes.
+
+- ``"expected_gradients"`` (Erion et al. 2021, Nat Mach Intell 3:620) is what `shap`'s GradientExplainer estimates:
+  gradients between the cell and random cells of the background, times their difference. Ours takes points that are
+  spread evenly, no background cell twice, and replaces what the drawn cells differ by from the whole background (a
+  control variate; with it a linear model is explained exactly by any number of points).
+- ``"shap"``: GradientExplainer itself, the reference.
+- ``"integrated_gradients"`` (Sundararajan et al. 2017): from the mean embedding of the background, by Gauss and
+  Legendre's rule. Its baseline is no cell, and the values sum to the difference from the score of that.
+- ``"deep"``: `shap`'s DeepExplainer, the paper's, on a copy without reversible layers. It does not know layer
+  normalisation, GELU and attention, takes their plain gradients, and its values do not add up; it is there to be
+  compared with.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from screformer.annotation.explained_score import Bins, ExplainedCell
+from screformer.modeling_screformer import ScReformerForCellClassification
+
+FloatArray = npt.NDArray[np.float64]
+Method = Literal["expected_gradients", "shap", "integrated_gradients", "deep"]
+METHODS: tuple[Method, ...] = ("expected_gradients", "shap", "integrated_gradients", "deep")
+SHAP_BACKGROUND_BYTES = 1e9  # GradientExplainer wants the embeddings of its whole background at once
+SHAP_REMEDY = 'pip install "screformer[explain]"'
+
+
+class Sampling(NamedTuple):
+    """How a cell's values are estimated.
+
+    Attributes
+    ----------
+    method
+        One of `METHODS`.
+    num_points
+        Points at which gradients are taken; cells of the background for ``"deep"``.
+    seed
+        Of points and cells that are drawn.
+    """
+
+    method: Method = "expected_gradients"
+    num_points: int = 16
+    seed: int = 0
+
+
+def attribute(cell: ExplainedCell, background: Bins, sampling: Sampling, *, number: int = 0) -> FloatArray:
+    """Return the value of each of the cell's tokens, (L,).
+
+    Parameters
+    ----------
+    cell
+        What to explain.
+    background
+        (cells, num_genes): bins of other cells.
+    sampling
+        How.
+    number
+        Of the cell, so that each has its own draws.
+
+    Raises
+    ------
+    ImportError
+        `shap` is missing.
+    """
+    there = background[:, cell.positions]
+    generator = np.random.default_rng([sampling.seed, number])
+    return _METHODS[sampling.method](cell, there, sampling.num_points, generator)
+
+
+def check_sampling(sampling: Sampling, num_background: int) -> None:
+    """Raise ValueError for what cannot be."""
+    if sampling.method not in METHODS:
+        raise ValueError(f"method got {sampling.method!r}; allowed are {', '.join(METHODS)}")
+    if sampling.num_points < 1:
+        raise ValueError(f"points got {sampling.num_points}; at least 1 is needed, 16 are usual")
+    if num_background < 1:
+        raise ValueError("the background has no cells; give some, 500 are usual")
+
+
+def _expected_gradients(
+    cell: ExplainedCell, there: Bins, num_points: int, generator: np.random.Generator
+) -> FloatArray:
+    drawn = np.concatenate([generator.permutation(len(there)) for _ in range(-(-num_points // len(there)))])
+    starts = there[drawn[:num_points]]
+    shares = (generator.permutation(num_points) + generator.random(num_points)) / num_points
+    end = cell.table[torch.from_numpy(cell.levels.astype(np.int64)).to(cell.table.device)]
+
+    def points(rows: slice) -> Tensor:
+        start = cell.table[torch.from_numpy(starts[rows].astype(np.int64)).to(cell.table.device)]
+        share = torch.from_numpy(shares[rows]).to(cell.table)[:, None, None]
+        return start + share * (end - start)
+
+    mean, at_starts = np.zeros((len(cell.levels), cell.num_bins)), np.zeros(len(cell.levels))
+    for rows, gradients in cell.gradients(points, num_points):
+        mean += gradients.sum(axis=0) / num_points
+        chosen = starts[rows].astype(np.int64)[:, :, None]
+        at_starts += np.take_along_axis(gradients, chosen, axis=2)[:, :, 0].sum(axis=0) / num_points
+    # The mean gradient times what the drawn cells are on average, exchanged for what the whole background is.
+    drawn_mean, whole_mean = ((mean * bin_shares(cells, cell.num_bins)).sum(axis=1) for cells in (starts, there))
+    return _at(mean, cell.levels) - at_starts + drawn_mean - whole_mean
+
+
+def _integrated_gradients(
+    cell: ExplainedCell, there: Bins, num_points: int, generator: np.random.Generator
+) -> FloatArray:
+    del generator  # nothing is drawn
+    shares, weights = np.polynomial.legendre.leggauss(num_points)
+    shares, weights = (shares + 1) / 2, weights / 2
+    end = cell.table[torch.from_numpy(cell.levels.astype(np.int64)).to(cell.table.device)]
+    start = mean_embedding(cell, there)
+
+    def points(rows: slice) -> Tensor:
+        share = torch.from_numpy(shares[rows]).to(cell.table)[:, None, None]
+        return start + share * (end - start)
+
+    mean = np.zeros((len(cell.levels), cell.num_bins))
+    for rows, gradients in cell.gradients(points, num_points):
+        mean += np.tensordot(weights[rows], gradients, axes=1)
+    return _at(mean, cell.levels) - (mean * bin_shares(there, cell.num_bins)).sum(axis=1)
+
+
+def mean_embedding(cell: ExplainedCell, there: Bins) -> Tensor:
+    """Return the background's mean embedding at the cell's tokens, (L, hidden)."""
+    return torch.from_numpy(bin_shares(there, cell.num_bins)).to(cell.table) @ cell.table
+
+
+def bin_shares(bins: Bins, num_bins: int) -> FloatArray:
+    """Return the share of cells (cells, L) that have each bin, (L, num_bins)."""
+    return np.stack([(bins == level).mean(axis=0) for level in range(num_bins)], axis=1)
+
+
+def _at(of_bins: FloatArray, levels: Bins) -> FloatArray:
+    return np.take_along_axis(of_bins, levels.astype(np.int64)[:, None], axis=1)[:, 0]
+
+
+def _shap_gradients(cell: ExplainedCell, there: Bins, num_points: int, generator: np.random.Generator) -> FloatArray:
+    explainer = _import_shap().GradientExplainer(_Scores(cell), _some_embeddings(cell, there, generator))
+    before = np.random.get_state()  # noqa: NPY002
+    try:
+        given = explainer.shap_values(_own_embedding(cell), nsamples=num_points, rseed=int(generator.integers(2**31)))
+    finally:
+        np.random.set_state(before)  # noqa: NPY002 - which it has set for everybody
+    return _per_gene(given)
+
+
+def _deep(cell: ExplainedCell, there: Bins, num_points: int, generator: np.random.Generator) -> FloatArray:
+    scores = _Scores(_plain_copy(cell))
+    drawn = there[generator.choice(len(there), min(num_points, len(there)), replace=False)]
+    start = _some_embeddings(cell, drawn, generator)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "unrecognized nn.Module")
+        given = _import_shap().DeepExplainer(scores, start).shap_values(_own_embedding(cell), check_additivity=False)
+    return _per_gene(given)
+
+
+class _Gelu(nn.GELU):
+    """One that DeepExplainer does not know, for its plain gradient: it would be called for several blocks of tokens."""
+
+
+def _plain_copy(cell: ExplainedCell) -> ExplainedCell:
+    """Return the same function on a copy of the model that stores activations; hooks of DeepExplainer stay on it."""
+    other = copy.copy(cell)
+    other.model = copy.deepcopy(cell.model)
+    other.model.config.reversible = False
+    for module in other.model.modules():
+        if type(module) is nn.GELU:
+            module.__class__ = _Gelu
+    return other
+
+
+class _Scores(nn.Module):
+    """A cell's score as `shap` wants it: a module from embeddings (K, L, hidden) to (K, 1)."""
+
+    def __init__(self, cell: ExplainedCell) -> None:
+        super().__init__()
+        self.model: ScReformerForCellClassification = cell.model
+        self.cell = cell
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return self.cell.at_embeddings(embeddings)[:, None]
+
+
+def _own_embedding(cell: ExplainedCell) -> Tensor:
+    return cell.table[torch.from_numpy(cell.levels.astype(np.int64)).to(cell.table.device)][None]
+
+
+def _some_embeddings(cell: ExplainedCell, there: Bins, generator: np.random.Generator) -> Tensor:
+    """Return embeddings (cells, L, hidden) of the background, of as many cells as a gigabyte holds."""
+    most = max(1, int(SHAP_BACKGROUND_BYTES // (4 * there.shape[1] * cell.table.shape[1])))
+    chosen = there if len(there) <= most else there[generator.choice(len(there), most, replace=False)]
+    return cell.table[torch.from_numpy(chosen.astype(np.int64)).to(cell.table.device)]
+
+
+def _per_gene(values: Any) -> FloatArray:  # Any: an array, or a list of one for each output
+    array = np.asarray(values[0] if isinstance(values, list) else values, dtype=np.float64)
+    return array.reshape(1, array.shape[1], -1)[0].sum(axis=1)
+
+
+def _import_shap() -> Any:  # Any: the library has no types
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of matplotlib and numpy, on import
+            import shap
+    except ImportError as error:
+        raise ImportError(f"methods 'shap' and 'deep' need the package shap: {SHAP_REMEDY}") from error
+    return shap
+
+
+_METHODS: dict[str, Callable[[ExplainedCell, Bins, int, np.random.Generator], FloatArray]] = {
+    "expected_gradients": _expected_gradients,
+    "shap": _shap_gradients,
+    "integrated_gradients": _integrated_gradients,
+    "deep": _deep,
+}
