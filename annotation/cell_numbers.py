@@ -99,6 +99,11 @@ class NumbersInFiles(CellNumbers):
     is_main
         Whether this process may make and empty the folder. Others must wait until that has been done.
 
+    Attributes
+    ----------
+    was_begun
+        Whether some blocks were there already.
+
     Raises
     ------
     ValueError
@@ -122,6 +127,7 @@ class NumbersInFiles(CellNumbers):
         self._key = hashlib.sha256(text.encode()).hexdigest()
         if is_main:
             self._begin()
+        self.was_begun = bool(self.done())
 
     def _begin(self) -> None:
         if self.folder.exists() and not (self.folder / FACTS_FILE).exists() and any(self.folder.iterdir()):

@@ -153,10 +153,7 @@ class CellSource:
     def _measure_block(
         self, measure: CellMeasure, cells: slice, bar: tqdm, wanted: npt.NDArray[np.bool_] | None
     ) -> npt.NDArray[np.float32]:
-        (block,) = self._matrix.blocks(cells.stop - cells.start, start=cells.start, stop=cells.stop)
-        tokens = self._tokenizer.tokenize_counts(
-            block, self._mapping, first_row=cells.start, allow_fractions="not-counts" in self.passport.allowed
-        )
+        tokens = self.tokens_of(cells)
         has_genes = np.diff(tokens.indptr) > 0
         if wanted is not None:
             has_genes &= wanted
@@ -165,6 +162,34 @@ class CellSource:
         _refuse_not_finite(outputs, has_genes, cells.start)
         bar.update(int((~has_genes).sum()))
         return outputs
+
+    def tokens_of(self, cells: slice) -> TokenizedCells:
+        """Return the bins of the expressed genes of some cells that follow each other."""
+        (block,) = self._matrix.blocks(cells.stop - cells.start, start=cells.start, stop=cells.stop)
+        return self._tokenizer.tokenize_counts(
+            block, self._mapping, first_row=cells.start, allow_fractions="not-counts" in self.passport.allowed
+        )
+
+    def bins_of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """Return the bin of each gene of the vocabulary of some cells, (cells, num_genes).
+
+        Parameters
+        ----------
+        rows
+            Their numbers, rising.
+        """
+        bins = np.zeros((len(rows), self._tokenizer.num_genes), dtype=np.uint8)
+        for start in range(0, self.num_cells, CELLS_PER_BLOCK):
+            block = slice(start, min(start + CELLS_PER_BLOCK, self.num_cells))
+            first, last = np.searchsorted(rows, [block.start, block.stop])
+            if first == last:
+                continue
+            tokens = self.tokens_of(block)
+            for place in range(first, last):
+                cell = rows[place] - block.start
+                entries = slice(tokens.indptr[cell], tokens.indptr[cell + 1])
+                bins[place, tokens.gene_ids[entries]] = tokens.input_ids[entries]
+        return bins
 
     def describe_input(self) -> dict[str, Any]:  # Any: JSON
         """Return the passport for the record, with as many of the genes that are not known as are of use there."""

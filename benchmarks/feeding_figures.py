@@ -11,8 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from screformer.benchmarks.measuring import MEGABYTE
-from screformer.benchmarks.speed_figures import MARKERS, format_table, format_targets, save_figure, style_axes
-from screformer.train.figures import COLORS, FONT_SIZE
+from screformer.benchmarks.speed_figures import MARKERS, format_table, format_targets, style_axes
+from screformer.train.figures import COLORS, FONT_SIZE, save_figure
 
 Results = Mapping[str, Any]  # Any: JSON
 TARGET_PLACES = ("expressed", "full")

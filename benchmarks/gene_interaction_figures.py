@@ -10,8 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from screformer.benchmarks.measuring import Row
-from screformer.benchmarks.speed_figures import format_table, save_figure, style_axes
-from screformer.train.figures import COLORS, FONT_SIZE
+from screformer.benchmarks.speed_figures import format_table, style_axes
+from screformer.train.figures import COLORS, FONT_SIZE, save_figure
 
 
 def format_gene_interactions(results: Mapping[str, Any]) -> str:

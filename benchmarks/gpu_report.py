@@ -13,15 +13,8 @@ from matplotlib.figure import Figure
 from screformer.benchmarks.gpu_attention import FLASH, ours
 from screformer.benchmarks.gpu_steps import KINDS, PAPER_CELLS_PER_SECOND
 from screformer.benchmarks.measuring import GIGABYTE, MEGABYTE, STEPS, Row
-from screformer.benchmarks.speed_figures import (
-    MARKERS,
-    STEP_TITLES,
-    format_table,
-    format_targets,
-    save_figure,
-    style_axes,
-)
-from screformer.train.figures import COLORS, FONT_SIZE
+from screformer.benchmarks.speed_figures import MARKERS, STEP_TITLES, format_table, format_targets, style_axes
+from screformer.train.figures import COLORS, FONT_SIZE, save_figure
 
 PAPER = "the paper, A100"
 

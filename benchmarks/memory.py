@@ -27,10 +27,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from screformer.benchmarks.measuring import GIGABYTE, MEGABYTE, Row, describe_device, peak_memory
-from screformer.benchmarks.speed_figures import format_table, save_figure, write_text
+from screformer.benchmarks.speed_figures import format_table, write_text
 from screformer.configuration_screformer import ScReformerConfig
 from screformer.train.collator import IGNORED_LABEL
-from screformer.train.figures import COLORS
+from screformer.train.figures import COLORS, save_figure
 from screformer.train.memory import MODELS, Head, MemoryEstimate, Precision, predict_memory
 from screformer.train.result_files import software_versions, write_json
 

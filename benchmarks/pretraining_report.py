@@ -13,9 +13,9 @@ import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from screformer.benchmarks.speed_figures import save_figure, style_axes
+from screformer.benchmarks.speed_figures import style_axes
 from screformer.model_cards.markdown import table
-from screformer.train.figures import COLORS, LINE_STYLES, MARKERS
+from screformer.train.figures import COLORS, LINE_STYLES, MARKERS, save_figure
 from screformer.train.result_files import software_versions, write_json
 
 SCORES = {"macro_f1": "Macro-F1", "accuracy": "Accuracy"}

@@ -20,12 +20,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from screformer.benchmarks.measuring import Row, describe_device
-from screformer.benchmarks.speed_figures import format_table, save_figure, write_text
+from screformer.benchmarks.speed_figures import format_table, write_text
 from screformer.tokenization.corpus import build_corpus
 from screformer.tokenization.example_cells import example_cells_path
 from screformer.tokenization.tokenization_screformer import ScReformerTokenizer
 from screformer.train.arguments import ModelArguments, PretrainingArguments, PretrainingDataArguments
-from screformer.train.figures import COLORS
+from screformer.train.figures import COLORS, save_figure
 from screformer.train.pretrain import pretrain
 from screformer.train.result_files import software_versions, write_json
 

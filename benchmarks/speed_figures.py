@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from screformer.benchmarks.measuring import MEGABYTE, PLACE, STEPS, Row
-from screformer.train.figures import COLORS, FONT_SIZE, RESOLUTION
+from screformer.train.figures import COLORS, FONT_SIZE, save_figure
 from screformer.train.result_files import write_json, written_aside
 
 KEY = (*PLACE, "contestant")
@@ -191,12 +191,6 @@ def _add_hashing_legend(axes: Axes, colors: Mapping[int, str], markers: Mapping[
     axes.plot([], [], color="0.6", marker="x", linestyle="", label="random order")
     axes.plot([], [], color="0.6", linestyle="--", label="mean of all values")
     axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=FONT_SIZE - 1)
-
-
-def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a PNG, whole or not at all."""
-    with written_aside(path) as aside:
-        figure.savefig(aside, format="png", dpi=RESOLUTION)
 
 
 def style_axes(axes: Axes) -> None:

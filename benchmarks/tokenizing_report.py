@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from screformer.benchmarks.contest import judge
 from screformer.benchmarks.many_cells import Compression
 from screformer.benchmarks.measuring import GIGABYTE, MEGABYTE, Row
-from screformer.benchmarks.speed_figures import format_table, format_targets, save_figure, style_axes, write_text
-from screformer.train.figures import COLORS, FONT_SIZE
+from screformer.benchmarks.speed_figures import format_table, format_targets, style_axes, write_text
+from screformer.train.figures import COLORS, FONT_SIZE, save_figure
 from screformer.train.result_files import write_json
 
 COMPRESSIONS: tuple[Compression, ...] = ("gzip", "lzf", "none")

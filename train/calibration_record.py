@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from screformer.train.figures import COLORS, FONT_SIZE, _new_figure, _save, _shorten
+from screformer.train.figures import COLORS, FONT_SIZE, _shorten, new_figure, save_figure
 from screformer.train.result_files import write_json
 
 CALIBRATION_FILE, CALIBRATION_FIGURE = "calibration.json", "calibration.png"
@@ -36,7 +36,7 @@ def plot_reliability(
     title
         Headline.
     """
-    figure, first = _new_figure(3.6 * len(levels) + 0.6, 4.2, num_panels=len(levels))
+    figure, first = new_figure(3.6 * len(levels) + 0.6, 4.2, num_panels=len(levels))
     for axes, row in zip(figure.axes, levels, strict=True):
         _draw_reliability(axes, row["reliability"])
         axes.set_title(
@@ -46,7 +46,7 @@ def plot_reliability(
         )
     first.set_ylabel("Share of cells with that label")
     figure.suptitle(title)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_reliability_of_systems(
@@ -63,13 +63,13 @@ def plot_reliability_of_systems(
     title
         Headline.
     """
-    figure, first = _new_figure(3.6 * len(systems) + 0.6, 4.2, num_panels=len(systems))
+    figure, first = new_figure(3.6 * len(systems) + 0.6, 4.2, num_panels=len(systems))
     for axes, (name, (bins, error)) in zip(figure.axes, systems.items(), strict=True):
         _draw_reliability(axes, bins)
         axes.set_title(f"{_shorten(name)}\ncalibration error {error:.3f}", fontsize=FONT_SIZE)
     first.set_ylabel("Share of cells with that label")
     figure.suptitle(title)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_reliability(axes: Axes, bins: Sequence[Mapping[str, float]]) -> None:

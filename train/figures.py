@@ -57,7 +57,7 @@ def plot_confusion_matrix(
     is_printed = len(names) <= MAX_PRINTED_CLASSES
     side = max(3.0, (0.42 if is_printed else 0.18) * len(names))
     margin = 0.6 + 0.075 * max(map(len, names))
-    figure, axes = _new_figure(side + margin + 1.9, side + margin + 0.4)
+    figure, axes = new_figure(side + margin + 1.9, side + margin + 0.4)
     axes.set_facecolor("0.88")
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     if is_printed:
@@ -72,7 +72,7 @@ def plot_confusion_matrix(
     axes.set_title(title)
     bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, format=PercentFormatter(1.0))
     bar.set_label("Share of the true class")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_roc_curves(
@@ -89,7 +89,7 @@ def plot_roc_curves(
     drawn = {name: curve for name, curve in roc_curves.items() if curve is not None}
     names = sorted(drawn, key=lambda name: drawn[name]["auc"])
     num_named = len(names) if len(names) <= MAX_NAMED_CURVES else NUM_WORST_CURVES
-    figure, axes = _new_figure(9.0, 5.2)
+    figure, axes = new_figure(9.0, 5.2)
     corner = axes.inset_axes((0.36, 0.1, 0.6, 0.6), xlim=(-0.004, 0.2), ylim=(0.8, 1.004))
     corner.tick_params(labelsize=FONT_SIZE - 2)
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle=(0, (2, 2)))
@@ -112,7 +112,7 @@ def plot_roc_curves(
     axes.legend(
         title="Class  AUC", loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=FONT_SIZE - 1
     )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_training_curves(
@@ -137,7 +137,7 @@ def plot_training_curves(
     panels = _history_panels(log_history, scores)
     num_columns = min(2, len(panels))
     num_rows = -(-len(panels) // num_columns)
-    figure, _ = _new_figure(1.6 + 4.0 * num_columns, 0.4 + 3.6 * num_rows, num_panels=len(panels), num_rows=num_rows)
+    figure, _ = new_figure(1.6 + 4.0 * num_columns, 0.4 + 3.6 * num_rows, num_panels=len(panels), num_rows=num_rows)
     for axes, (ylabel, curves) in zip(figure.axes, panels, strict=True):
         for index, (key, name) in enumerate(curves.items()):
             _plot_history(axes, log_history, key, name, index, has_markers=key.startswith("eval_"))
@@ -147,7 +147,7 @@ def plot_training_curves(
         if ylabel == SCORE_PANEL and axes.get_ylim()[1] > 0.9:
             axes.set_ylim(top=1.0)
     figure.suptitle(title)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_masked_genes(
@@ -169,7 +169,7 @@ def plot_masked_genes(
         ("Cross-entropy loss", {"loss": "the model", "gene_frequency_loss": "each gene's frequencies"}),
     )  # fmt: skip
     bins = [row["bin"] for row in by_bin]
-    figure, _ = _new_figure(max(9.6, 2.0 + 1.0 * len(bins)), 4.2, num_panels=len(panels))
+    figure, _ = new_figure(max(9.6, 2.0 + 1.0 * len(bins)), 4.2, num_panels=len(panels))
     for axes, (ylabel, curves) in zip(figure.axes, panels, strict=True):
         for index, (key, name) in enumerate(curves.items()):
             values = [np.nan if row[key] is None else row[key] for row in by_bin]
@@ -181,7 +181,7 @@ def plot_masked_genes(
         axes.grid(color="0.9")
         axes.legend(frameon=False)
     figure.suptitle(title)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_proportions(
@@ -204,7 +204,7 @@ def plot_proportions(
     for group in counts.values():
         for name, number in group.items():
             totals[name] = totals.get(name, 0) + number
-    figure, axes = _new_figure(9.0, max(1.6 + 0.5 * len(counts), 1.2 + 0.26 * len(totals)))
+    figure, axes = new_figure(9.0, max(1.6 + 0.5 * len(counts), 1.2 + 0.26 * len(totals)))
     groups = list(counts)
     sizes = np.array([max(sum(counts[group].values()), 1) for group in groups])
     left = np.zeros(len(groups))
@@ -221,7 +221,7 @@ def plot_proportions(
     axes.set_xlabel(f"Share of the cells of each {group_name}")
     axes.set_title(title)
     axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=FONT_SIZE - 1)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_comparison(
@@ -249,7 +249,7 @@ def plot_comparison(
     """
     models = list(scores)
     bar = 0.3 if len(models) <= MAX_WIDE_BARS else 0.2
-    figure, axes = _new_figure(8.0, 1.5 + bar * len(models) * (len(score_names) + 0.7))
+    figure, axes = new_figure(8.0, 1.5 + bar * len(models) * (len(score_names) + 0.7))
     height = 0.8 / len(score_names)
     for index, score in enumerate(score_names):
         places = np.arange(len(models)) + (index - (len(score_names) - 1) / 2) * height
@@ -270,7 +270,7 @@ def plot_comparison(
     axes.set_xlabel("Score on the test cells")
     axes.set_title(title)
     axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_score_curves(
@@ -292,7 +292,7 @@ def plot_score_curves(
     title, xlabel, ylabel
         Headline, and what the axes are.
     """
-    figure, axes = _new_figure(9.0, 5.2)
+    figure, axes = new_figure(9.0, 5.2)
     for index, (name, points) in enumerate(curves.items()):
         places = sorted(points)
         style = _line(index) | {"marker": MARKERS[index // 6 % len(MARKERS)]}
@@ -306,7 +306,7 @@ def plot_score_curves(
     axes.set_title(title)
     axes.grid(color="0.9")
     axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=FONT_SIZE - 1)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_cost(
@@ -330,7 +330,7 @@ def plot_cost(
     emphasized
         The model that has another colour and mark.
     """
-    figure, axes = _new_figure(9.0, 5.2)
+    figure, axes = new_figure(9.0, 5.2)
     for name, place in points.items():
         color, marker = (COLORS[5], "D") if name == emphasized else (COLORS[0], "o")
         axes.plot(*place, marker, color=color, markersize=8)
@@ -341,7 +341,7 @@ def plot_cost(
     axes.set_title(title)
     axes.grid(color="0.9")
     name_points(axes, {_shorten(name): place for name, place in points.items()}, size=FONT_SIZE - 1)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_bars(panels: Mapping[str, Mapping[str, float]], path: str | Path, *, title: str = "Comparison") -> None:
@@ -357,7 +357,7 @@ def plot_bars(panels: Mapping[str, Mapping[str, float]], path: str | Path, *, ti
         Headline.
     """
     num_models = max(map(len, panels.values()))
-    figure, first = _new_figure(2.9 * len(panels) + 1.0, 1.6 + 0.4 * num_models, num_panels=len(panels))
+    figure, first = new_figure(2.9 * len(panels) + 1.0, 1.6 + 0.4 * num_models, num_panels=len(panels))
     for axes, (quantity, values) in zip(figure.axes, panels.items(), strict=True):
         names, numbers = list(values), list(values.values())
         axes.barh(range(len(names)), numbers, color=[COLORS[index % len(COLORS)] for index in range(len(names))])
@@ -370,10 +370,11 @@ def plot_bars(panels: Mapping[str, Mapping[str, float]], path: str | Path, *, ti
         axes.invert_yaxis()
         axes.set_title(quantity, fontsize=FONT_SIZE)
     figure.suptitle(title)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _new_figure(width: float, height: float, *, num_panels: int = 1, num_rows: int = 1) -> tuple[Figure, Axes]:
+def new_figure(width: float, height: float, *, num_panels: int = 1, num_rows: int = 1) -> tuple[Figure, Axes]:
+    """Return a figure of the given inches with panels in the package's looks, and its first panel."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     num_columns = -(-num_panels // num_rows)
@@ -462,6 +463,7 @@ def _shorten(name: str) -> str:
     return name if len(name) <= MAX_NAME_LENGTH else f"{name[: MAX_NAME_LENGTH - 1]}…"
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a PNG, whole or not at all."""
     with written_aside(path) as aside:
         figure.savefig(aside, format="png", dpi=RESOLUTION)

@@ -1,0 +1,226 @@
+"""Which cells of a file are explained for which class, and which are their background."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from screformer.annotation.cell_numbers import NumbersInMemory
+from screformer.annotation.cell_source import CellSource
+from screformer.annotation.explained_score import Bins, ClassScore
+from screformer.annotation.trained_model import TrainedModel
+from screformer.modeling_screformer import ScReformerForCellClassification
+from screformer.tokenization.count_matrix import open_count_matrix
+from screformer.tokenization.passport_problems import check_allowed
+from screformer.train.collator import GeneSpace
+from screformer.train.inference import BatchInference
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+logger = logging.getLogger(__name__)
+Int64Array = npt.NDArray[np.int64]
+Classifier = TrainedModel[ScReformerForCellClassification]
+
+
+class CellFile(NamedTuple):
+    """Where cells are, and how they are read; see `annotate_file`.
+
+    Attributes
+    ----------
+    cells
+        File, folder, address or AnnData.
+    label_column
+        Column of `obs` with their types; None: what the model names them.
+    layer, gene_column, allowed, progress
+        As there.
+    """
+
+    cells: str | Path | AnnData
+    label_column: str | None = None
+    layer: str | None = None
+    gene_column: str | None = None
+    allowed: tuple[str, ...] = ()
+    progress: bool = True
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return Path(self.cells).name if isinstance(self.cells, str | Path) else "AnnData"
+
+
+class SomeCells(NamedTuple):
+    """Cells of a file with counts on known genes.
+
+    Attributes
+    ----------
+    names
+        In `obs`.
+    rows
+        In the file.
+    labels
+        Their types, by the file or by the model.
+    bins
+        (cells, num_genes).
+    """
+
+    names: list[str]
+    rows: Int64Array
+    labels: npt.NDArray[np.str_]
+    bins: Bins
+
+
+class CellsToExplain(NamedTuple):
+    """What an explanation is made of.
+
+    Attributes
+    ----------
+    of_class
+        Cells of each class, in the order of the scores.
+    background, other_background
+        Cells that they are compared with, drawn twice.
+    inputs
+        Passports of the files.
+    """
+
+    of_class: list[SomeCells]
+    background: SomeCells
+    other_background: SomeCells
+    inputs: list[dict[str, Any]]  # Any: JSON
+
+
+def choose_cells(
+    file: CellFile,
+    background: CellFile | None,
+    trained: Classifier,
+    scores: Sequence[ClassScore],
+    *,
+    num_cells: int,
+    num_background: int,
+    gene_space: GeneSpace,
+    seed: int,
+) -> CellsToExplain:
+    """Draw the cells of each class, and the background.
+
+    Parameters
+    ----------
+    file
+        Has the cells to explain.
+    background
+        Has the others; None: the same file, without those that are explained where it has enough.
+    trained
+        The classifier, which names cells where there is no label column.
+    scores
+        The classes.
+    num_cells
+        Of each class, at most.
+    num_background
+        Of the background, at most.
+    gene_space
+        In which the model names cells.
+    seed
+        Of both draws.
+
+    Raises
+    ------
+    ValueError
+        A number is below 1, no cell is of one of the classes, or as `annotate_file`.
+    """
+    for name, number in (("num_cells", num_cells), ("num_background", num_background)):
+        if number < 1:
+            raise ValueError(f"{name} got {number}; at least 1 is needed")
+    generator = np.random.default_rng(seed)
+    with _OpenCells(file, trained, gene_space) as cells:
+        drawn = [_draw(generator, cells.of(score), num_cells) for score in scores]
+        of_class = [cells.take(rows) for rows in drawn]
+        inputs = [cells.source.describe_input()]
+        if background is None:
+            others = np.setdiff1d(np.arange(cells.source.num_cells), np.concatenate(drawn))
+            if len(others) < num_background:
+                logger.warning(
+                    "%s has %d cells that are not explained, fewer than num_background=%d: the background is drawn "
+                    "from all of them",
+                    file.name,
+                    len(others),
+                    num_background,
+                )
+                others = np.arange(cells.source.num_cells)
+            beside = [cells.take(_draw(generator, others, num_background)) for _ in range(2)]
+    if background is not None:
+        with _OpenCells(background, trained, gene_space) as cells:
+            every = np.arange(cells.source.num_cells)
+            beside = [cells.take(_draw(generator, every, num_background)) for _ in range(2)]
+            inputs.append(cells.source.describe_input())
+    return CellsToExplain(of_class, *beside, inputs)
+
+
+def _draw(generator: np.random.Generator, rows: Int64Array, number: int) -> Int64Array:
+    chosen = rows if len(rows) <= number else generator.choice(rows, number, replace=False)
+    return np.sort(chosen).astype(np.int64)
+
+
+class _OpenCells:
+    """A file of cells and what each of them is."""
+
+    def __init__(self, file: CellFile, trained: Classifier, gene_space: GeneSpace) -> None:
+        self._file, self._trained, self._gene_space = file, trained, gene_space
+
+    def __enter__(self) -> _OpenCells:
+        file, tokenizer = self._file, self._trained.tokenizer
+        self._matrix = open_count_matrix(
+            file.cells,
+            layer=file.layer,
+            gene_column=file.gene_column,
+            vocabulary=tokenizer.gene_vocabulary,
+            allow=check_allowed(file.allowed),
+        )
+        try:
+            self.source = CellSource(self._matrix, tokenizer, allow=file.allowed, progress=file.progress)
+            self._labels = self._read_labels()
+        except BaseException:
+            self._matrix.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._matrix.close()
+
+    def _read_labels(self) -> npt.NDArray[np.str_]:
+        if self._file.label_column is not None:
+            column = self._matrix.obs_column(self._file.label_column)
+            return np.array([label or "" for label in column], dtype=np.str_)
+        inference = BatchInference(self._trained.model, "logits", gene_space=self._gene_space)
+        numbers = NumbersInMemory(self.source.num_cells, inference.width, self.source.cells_per_block(inference))
+        self.source.measure(inference, numbers, task="name cells")
+        logits = np.concatenate([values for _, values in numbers.read()])
+        names = self._trained.model.config.id2label
+        return np.array(["" if np.isnan(row[0]) else names[int(row.argmax())] for row in logits], dtype=np.str_)
+
+    def of(self, score: ClassScore) -> Int64Array:
+        """Return the rows of a class."""
+        names = [score.name, *(self._trained.model.config.id2label[member] for member in score.members)]
+        rows = np.flatnonzero(np.isin(self._labels, names))
+        if not len(rows):
+            by = "the model names none so" if self._file.label_column is None else f"column {self._file.label_column!r}"
+            raise ValueError(
+                f"class {score.name!r}: {self._file.name} has no cell of it ({by}); there are "
+                f"{', '.join(sorted(set(self._labels.tolist()) - {''})[:20])}"
+            )
+        return rows
+
+    def take(self, rows: Int64Array) -> SomeCells:
+        """Return those of the rows that have counts on known genes."""
+        bins = self.source.bins_of(rows)
+        has_genes = bins.any(axis=1)
+        if not has_genes.all():
+            logger.warning("%d of %d drawn cells have no counts on known genes", (~has_genes).sum(), len(rows))
+        if not has_genes.any():
+            raise ValueError(f"{self._file.name}: none of the {len(rows)} drawn cells has counts on known genes")
+        kept = rows[has_genes]
+        names = self._matrix.read_cell_ids()
+        return SomeCells([names[row] for row in kept], kept, self._labels[kept], bins[has_genes])
