@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -153,18 +153,35 @@ class CellSource:
     def _measure_block(
         self, measure: CellMeasure, cells: slice, bar: tqdm, wanted: npt.NDArray[np.bool_] | None
     ) -> npt.NDArray[np.float32]:
-        (block,) = self._matrix.blocks(cells.stop - cells.start, start=cells.start, stop=cells.stop)
-        tokens = self._tokenizer.tokenize_counts(
-            block, self._mapping, first_row=cells.start, allow_fractions="not-counts" in self.passport.allowed
-        )
+        tokens = self._tokenize(cells)
         has_genes = np.diff(tokens.indptr) > 0
         if wanted is not None:
             has_genes &= wanted
         outputs = np.full((len(has_genes), measure.width), np.nan, dtype=np.float32)
         outputs[has_genes] = measure(_corpus_rows(tokens, has_genes), advance=bar.update)
-        _refuse_not_finite(outputs, has_genes, cells.start)
+        refuse_not_finite(outputs[has_genes], cells.start + np.flatnonzero(has_genes))
         bar.update(int((~has_genes).sum()))
         return outputs
+
+    def _tokenize(self, cells: slice, chosen: npt.NDArray[np.int64] | None = None) -> TokenizedCells:
+        """Return the tokens of a block, or of some of its cells, by their places in it."""
+        (block,) = self._matrix.blocks(cells.stop - cells.start, start=cells.start, stop=cells.stop)
+        return self._tokenizer.tokenize_counts(
+            block if chosen is None else block[chosen],
+            self._mapping,
+            first_row=cells.start,
+            allow_fractions="not-counts" in self.passport.allowed,
+        )
+
+    def read_tokens(self, cells: npt.NDArray[np.int64], *, task: str) -> Iterator[TokenizedCells]:
+        """Yield the tokens of some cells, whose numbers ascend, block by block; `task` is on the progress bar."""
+        with tqdm(total=len(cells), desc=task, unit="cell", disable=not self._progress) as bar:
+            for start in range(0, self.num_cells, CELLS_PER_BLOCK):
+                block = slice(start, min(start + CELLS_PER_BLOCK, self.num_cells))
+                first, end = np.searchsorted(cells, [block.start, block.stop])
+                if end > first:
+                    yield self._tokenize(block, cells[first:end] - start)
+                    bar.update(end - first)
 
     def describe_input(self) -> dict[str, Any]:  # Any: JSON
         """Return the passport for the record, with as many of the genes that are not known as are of use there."""
@@ -186,11 +203,12 @@ def _corpus_rows(tokens: TokenizedCells, chosen: npt.NDArray[np.bool_]) -> list[
     return rows
 
 
-def _refuse_not_finite(outputs: npt.NDArray[np.float32], has_genes: npt.NDArray[np.bool_], first: int) -> None:
-    is_broken = has_genes & ~np.isfinite(outputs).all(axis=1)
+def refuse_not_finite(outputs: npt.NDArray[np.float32], cells: npt.NDArray[np.int64]) -> None:
+    """Raise ValueError if an output of a model, (cells, width), is NaN or infinite; `cells` are rows of the file."""
+    is_broken = ~np.isfinite(outputs).all(axis=1)
     if is_broken.any():
         raise ValueError(
             f"model: its output for {is_broken.sum()} cells is NaN or infinite, the first is row "
-            f"{first + int(np.flatnonzero(is_broken)[0])}. Its weights are damaged or its training diverged; use "
+            f"{int(cells[is_broken.argmax()])}. Its weights are damaged or its training diverged; use "
             "another checkpoint"
         )
