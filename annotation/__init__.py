@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from screformer.annotation.annotate import AnnotationSummary, annotate, annotate_file
     from screformer.annotation.embed import EmbeddingSummary, embed_file
     from screformer.annotation.label_tree import LabelTree
+    from screformer.annotation.perturb import PerturbationResult, perturb
     from screformer.annotation.recalibration import calibrate_checkpoint
     from screformer.annotation.trained_model import load_classifier, load_encoder
 
@@ -22,6 +23,8 @@ _HOMES = {
     "LabelTree": "label_tree",
     "load_classifier": "trained_model",
     "load_encoder": "trained_model",
+    "PerturbationResult": "perturb",
+    "perturb": "perturb",  # as annotate
 }
 __all__ = [  # noqa: RUF022 - grouped by module
     "AnnotationSummary",
@@ -33,6 +36,8 @@ __all__ = [  # noqa: RUF022 - grouped by module
     "LabelTree",
     "load_classifier",
     "load_encoder",
+    "PerturbationResult",
+    "perturb",
 ]
 
 

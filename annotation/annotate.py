@@ -7,10 +7,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from screformer.annotation.added_elements import AddedElements, add_to_anndata, check_key
+from screformer.annotation.callable_module import CallableModule
 from screformer.annotation.cell_annotator import AnnotationOptions, CellAnnotator, NewNames
 from screformer.annotation.cell_numbers import NumbersInMemory
 from screformer.annotation.cell_source import CellSource, warn_of_empty_cells
@@ -301,11 +301,4 @@ def annotate(
     return target if copy else None
 
 
-class _CallableModule(ModuleType):
-    """Both this module and its function are ``screformer.annotation.annotate``: called, it is the function."""
-
-    def __call__(self, adata: AnnData, model: Classifier, **options: Any) -> AnnData | None:  # Any: annotate's own
-        return annotate(adata, model, **options)
-
-
-sys.modules[__name__].__class__ = _CallableModule
+sys.modules[__name__].__class__ = CallableModule

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -153,42 +153,45 @@ class CellSource:
     def _measure_block(
         self, measure: CellMeasure, cells: slice, bar: tqdm, wanted: npt.NDArray[np.bool_] | None
     ) -> npt.NDArray[np.float32]:
-        tokens = self.tokens_of(cells)
+        tokens = self._tokenize(cells)
         has_genes = np.diff(tokens.indptr) > 0
         if wanted is not None:
             has_genes &= wanted
         outputs = np.full((len(has_genes), measure.width), np.nan, dtype=np.float32)
         outputs[has_genes] = measure(_corpus_rows(tokens, has_genes), advance=bar.update)
-        _refuse_not_finite(outputs, has_genes, cells.start)
+        refuse_not_finite(outputs[has_genes], cells.start + np.flatnonzero(has_genes))
         bar.update(int((~has_genes).sum()))
         return outputs
 
-    def tokens_of(self, cells: slice) -> TokenizedCells:
-        """Return the bins of the expressed genes of some cells that follow each other."""
+    def _tokenize(self, cells: slice, chosen: npt.NDArray[np.int64] | None = None) -> TokenizedCells:
+        """Return the tokens of a block, or of some of its cells, by their places in it."""
         (block,) = self._matrix.blocks(cells.stop - cells.start, start=cells.start, stop=cells.stop)
         return self._tokenizer.tokenize_counts(
-            block, self._mapping, first_row=cells.start, allow_fractions="not-counts" in self.passport.allowed
+            block if chosen is None else block[chosen],
+            self._mapping,
+            first_row=cells.start,
+            allow_fractions="not-counts" in self.passport.allowed,
         )
 
-    def bins_of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-        """Return the bin of each gene of the vocabulary of some cells, (cells, num_genes).
+    def read_tokens(self, cells: npt.NDArray[np.int64], *, task: str) -> Iterator[TokenizedCells]:
+        """Yield the tokens of some cells, whose numbers ascend, block by block; `task` is on the progress bar."""
+        with tqdm(total=len(cells), desc=task, unit="cell", disable=not self._progress) as bar:
+            for start in range(0, self.num_cells, CELLS_PER_BLOCK):
+                block = slice(start, min(start + CELLS_PER_BLOCK, self.num_cells))
+                first, end = np.searchsorted(cells, [block.start, block.stop])
+                if end > first:
+                    yield self._tokenize(block, cells[first:end] - start)
+                    bar.update(end - first)
 
-        Parameters
-        ----------
-        rows
-            Their numbers, rising.
-        """
-        bins = np.zeros((len(rows), self._tokenizer.num_genes), dtype=np.uint8)
-        for start in range(0, self.num_cells, CELLS_PER_BLOCK):
-            block = slice(start, min(start + CELLS_PER_BLOCK, self.num_cells))
-            first, last = np.searchsorted(rows, [block.start, block.stop])
-            if first == last:
-                continue
-            tokens = self.tokens_of(block)
-            for place in range(first, last):
-                cell = rows[place] - block.start
-                entries = slice(tokens.indptr[cell], tokens.indptr[cell + 1])
-                bins[place, tokens.gene_ids[entries]] = tokens.input_ids[entries]
+    def bins_of(self, cells: npt.NDArray[np.int64], *, task: str) -> npt.NDArray[np.uint8]:
+        """Return the bin of each gene of the vocabulary, (cells, num_genes), as `read_tokens`."""
+        bins = np.zeros((len(cells), self._tokenizer.num_genes), dtype=np.uint8)
+        start = 0
+        for tokens in self.read_tokens(cells, task=task):
+            lengths = np.diff(tokens.indptr)
+            rows = start + np.repeat(np.arange(len(lengths)), lengths)
+            bins[rows, tokens.gene_ids] = tokens.input_ids
+            start += len(lengths)
         return bins
 
     def describe_input(self) -> dict[str, Any]:  # Any: JSON
@@ -211,11 +214,12 @@ def _corpus_rows(tokens: TokenizedCells, chosen: npt.NDArray[np.bool_]) -> list[
     return rows
 
 
-def _refuse_not_finite(outputs: npt.NDArray[np.float32], has_genes: npt.NDArray[np.bool_], first: int) -> None:
-    is_broken = has_genes & ~np.isfinite(outputs).all(axis=1)
+def refuse_not_finite(outputs: npt.NDArray[np.float32], cells: npt.NDArray[np.int64]) -> None:
+    """Raise ValueError if an output of a model, (cells, width), is NaN or infinite; `cells` are rows of the file."""
+    is_broken = ~np.isfinite(outputs).all(axis=1)
     if is_broken.any():
         raise ValueError(
             f"model: its output for {is_broken.sum()} cells is NaN or infinite, the first is row "
-            f"{first + int(np.flatnonzero(is_broken)[0])}. Its weights are damaged or its training diverged; use "
+            f"{int(cells[is_broken.argmax()])}. Its weights are damaged or its training diverged; use "
             "another checkpoint"
         )

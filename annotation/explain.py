@@ -47,11 +47,12 @@ from screformer.annotation.explanation_report import (
     write_parquet,
 )
 from screformer.annotation.explanation_run import Checks, Explainer, estimate, explain_cells
+from screformer.annotation.perturb import find_genes
 from screformer.annotation.trained_model import load_classifier
 from screformer.tokenization.gene_vocabulary import GeneVocabulary
 from screformer.train.collator import GeneSpace
 from screformer.train.process_memory import forget_peak, peak_process_memory
-from screformer.train.result_files import software_versions, write_json, written_aside
+from screformer.train.result_files import finite, software_versions, write_json, written_aside
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -188,7 +189,8 @@ def explain_file(
     scores = [ClassScore.parse(config, text, options.score) for text in options.classes]
     if not scores or len({score.name for score in scores}) < len(scores):
         raise ValueError(f"classes got {list(options.classes)}; at least one is needed, and each once")
-    asked, markers = _positions(options.genes, vocabulary), _read_markers(options, vocabulary)
+    asked = find_genes(vocabulary, options.genes) if options.genes else []
+    markers = _read_markers(options, vocabulary)
     gene_space = options.gene_space or config.gene_space
     file = CellFile(cells, label_column, layer, gene_column, tuple(allow), progress)
     beside = None if background is None else file._replace(cells=background)
@@ -323,15 +325,10 @@ class _Run:
         by_regression = regression_order(self.chosen.background, score, self.names, bins)
         if by_regression is not None:
             orders[REGRESSION] = by_regression
-        return deletion_and_insertion(self.explainer, score, bins, orders).describe(self.options.seed)
-
-
-def _positions(genes: Sequence[str], vocabulary: GeneVocabulary) -> dict[str, int]:
-    mapping = vocabulary.map_names(list(genes))
-    unknown = [gene for gene, position in zip(genes, mapping.positions, strict=True) if position < 0]
-    if unknown:
-        raise ValueError(f"genes: the model's vocabulary {vocabulary.name} has none of {', '.join(unknown)}")
-    return dict(zip(genes, mapping.positions.tolist(), strict=True))
+        described: dict[str, Any] = finite(
+            deletion_and_insertion(self.explainer, score, bins, orders).describe(self.options.seed)
+        )
+        return described
 
 
 def _read_markers(options: ExplainOptions, vocabulary: GeneVocabulary) -> npt.NDArray[np.bool_] | None:
@@ -353,9 +350,9 @@ def _describe_markers(
     return {"file": Path(options.markers).name, "cell_types": list(options.marker_types), **found}
 
 
-def _places(asked: Mapping[str, int], table: pd.DataFrame, vocabulary: GeneVocabulary) -> dict[str, int | None]:
+def _places(asked: Sequence[int], table: pd.DataFrame, vocabulary: GeneVocabulary) -> dict[str, int | None]:
     ranks = {name: rank for rank, name in enumerate(table["ensembl_id"], start=1)}
-    return {gene: ranks.get(vocabulary.ensembl_ids[position]) for gene, position in asked.items()}
+    return {vocabulary.symbols[position]: ranks.get(vocabulary.ensembl_ids[position]) for position in asked}
 
 
 def _write(

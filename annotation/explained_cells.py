@@ -215,7 +215,7 @@ class _OpenCells:
 
     def take(self, rows: Int64Array) -> SomeCells:
         """Return those of the rows that have counts on known genes."""
-        bins = self.source.bins_of(rows)
+        bins = self.source.bins_of(rows, task="read cells")
         has_genes = bins.any(axis=1)
         if not has_genes.all():
             logger.warning("%d of %d drawn cells have no counts on known genes", (~has_genes).sum(), len(rows))

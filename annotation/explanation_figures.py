@@ -143,7 +143,12 @@ def plot_curves(described: Mapping[str, Any], path: str | Path, *, title: str) -
         curves = described[f"{name}_probability"]["curves"]
         for number, (order, values) in enumerate(curves.items()):
             axes.plot(
-                described["steps"], values, LINE_STYLES[number % 4], color=COLORS[number], label=order, marker="."
+                described["steps"],
+                np.array(values, dtype=float),
+                LINE_STYLES[number % 4],
+                color=COLORS[number],
+                label=order,
+                marker=".",
             )
         axes.set_xscale("symlog", linthresh=1)
         axes.set_xlim(left=0)
