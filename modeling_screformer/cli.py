@@ -408,6 +408,63 @@ def embed(
     run(add)
 
 
+@app.command()
+def interactions(
+    cells: Cells,
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write into.")],
+    label_column: Annotated[
+        str | None, typer.Option(help="Column of obs with the cell types. Default: the model's own labels.")
+    ] = None,
+    gene: Annotated[list[str] | None, typer.Option(help="Only pairs among these genes. Give it once for each.")] = None,
+    max_genes: Annotated[int, typer.Option(help="Without --gene: so many, those that the most cells express.")] = 2000,
+    min_mass: Annotated[float, typer.Option(help="Leave out pairs with a lower mean attention.")] = 1e-6,
+    attention_layer: Annotated[
+        list[int] | None, typer.Option(help="Layer of the model, from 0. Give it once for each. Default: all.")
+    ] = None,
+    max_cells: Annotated[int | None, typer.Option(help="The most cells of a type, drawn at random.")] = None,
+    layer: Layer = None,
+    gene_column: GeneColumn = None,
+    allow: Allow = None,
+    batch_size: BatchSize = "32",
+    gene_space: Space = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Which genes attend to which in the cells of each type: all pairs (.parquet), the strongest (.json), a figure.
+
+    Attention is what the model looks at, no proof of an interaction: see screformer benchmark attention-interactions.
+
+    \b
+    Example:
+      screformer interactions cells.h5ad --model quickstart/checkpoint --label-column cell_type -o interactions
+      screformer interactions cells.h5ad --model quickstart/checkpoint -o islets --gene INS --gene GCG --gene PDX1
+    """
+    from .annotation.interaction_files import interactions_file
+    from .train.batch_size import read_batch_size
+
+    def write() -> None:
+        summary = interactions_file(
+            cells,
+            model,
+            output,
+            overwrite=overwrite,
+            label_column=label_column,
+            genes=gene,
+            max_genes=max_genes,
+            min_mass=min_mass,
+            attention_layers=attention_layer,
+            max_cells=max_cells,
+            layer=layer,
+            gene_column=gene_column,
+            allow=allow or (),
+            batch_size=read_batch_size(batch_size),
+            gene_space=gene_space,
+        )
+        say(str(summary))
+
+    run(write)
+
+
 @app.command("app")
 def web_page(
     model: Model,

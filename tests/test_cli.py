@@ -18,6 +18,7 @@ COMMANDS = (
     "evaluate",
     "annotate",
     "embed",
+    "interactions",
     "app",
 )
 
