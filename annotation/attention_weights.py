@@ -23,7 +23,7 @@ from torch import Tensor
 from screformer.lsh_attention import SELF_SCORE, _look_one_back, _to_chunks, _unit
 from screformer.modeling_screformer import ScReformerAttention, ScReformerModel
 
-# Bounds what is held at once: scores (32 MB each copy), and sums of pairs (8 MB).
+# Bounds what is held at once: scores (32 MB each copy; with their keys 100 MB), and sums of pairs (8 MB).
 MOST_SCORES, MOST_SUMS = 2**23, 2**20
 
 
@@ -123,7 +123,7 @@ def sum_attention(call: AttentionCall, cell: int, is_wanted: Tensor) -> csr_matr
         order = call.order[cell, :, :, :length].long()
         rows = lsh_rows(query_key, order, call.bucket_size, places, num_wanted)
     total = csr_matrix((num_wanted, num_wanted), dtype=np.float64)
-    for some in rows:
+    for some in _join(rows):
         total = total + sum_pairs(some, num_wanted)
     return total / len(query_key)
 
@@ -152,12 +152,7 @@ def lsh_rows(
     for start in range(0, heads, step):
         some = slice(start, start + step)
         tokens = _to_chunks(order[some] + 1, bucket_size) - 1
-        seen = _look_one_back(tokens + 1) - 1
-        weights = _lsh_weights(query_key[some], order[some], tokens, seen)
-        queries = places[tokens]
-        is_row = queries < num_wanted
-        keys = places[seen].unsqueeze(3).expand(*tokens.shape, -1)
-        yield AttentionRows(*(each[is_row].cpu().numpy() for each in (queries, keys, weights)))
+        yield _lsh_rows(query_key[some], tokens, places, num_wanted)
 
 
 def exact_rows(query_key: Tensor, places: Tensor, num_wanted: int) -> Iterator[AttentionRows]:
@@ -167,7 +162,7 @@ def exact_rows(query_key: Tensor, places: Tensor, num_wanted: int) -> Iterator[A
     key = _unit(query_key).transpose(1, 2)
     for some in wanted.split(max(1, MOST_SCORES // (heads * length))):
         scores = (query_key[:, some] / math.sqrt(width)) @ key
-        scores[:, torch.arange(len(some)), some] = SELF_SCORE
+        scores[:, torch.arange(len(some), device=some.device), some] = SELF_SCORE
         weights = scores.softmax(dim=-1).sum(dim=0)[:, wanted]
         keys = places[wanted].expand(len(some), -1)
         yield AttentionRows(*(each.cpu().numpy() for each in (places[some], keys, weights)))
@@ -188,21 +183,40 @@ def sum_pairs(rows: AttentionRows, num_wanted: int) -> csr_matrix:
     return vstack(parts, format="csr") if parts else csr_matrix((0, 0), dtype=np.float64)
 
 
-def _lsh_weights(query_key: Tensor, order: Tensor, tokens: Tensor, seen: Tensor) -> Tensor:
-    """Return (H, R, N, K, 2 K): probabilities of each round's queries; those of a token sum to 1 over all rounds.
+def _join(rows: Iterator[AttentionRows]) -> Iterator[AttentionRows]:
+    """Yield the same rows, more of them together: summing has a price of its own each time."""
+    waiting: list[AttentionRows] = []
+    for some in rows:
+        waiting.append(some)
+        if sum(one.weights.size for one in waiting) >= MOST_SCORES:
+            yield AttentionRows(*map(np.concatenate, zip(*waiting, strict=True)))
+            waiting = []
+    if waiting:
+        yield AttentionRows(*map(np.concatenate, zip(*waiting, strict=True)))
+
+
+def _lsh_rows(query_key: Tensor, tokens: Tensor, places: Tensor, num_wanted: int) -> AttentionRows:
+    """Return the rows of all heads given: a token's weights sum to 1 over its rows, one a round.
 
     Parameters
     ----------
-    query_key, order
-        (H, L, D), (H, R, L).
-    tokens, seen
-        (H, R, N, K), (H, R, N, 2 K): tokens of each chunk, and those that they see; -1 where there is none.
+    query_key
+        (H, L, D).
+    tokens
+        (H, R, N, K): tokens of each chunk; -1 where there is none.
+    places, num_wanted
+        (L + 1,), as for `lsh_rows`; the last is that of no token.
     """
-    head = torch.arange(len(query_key), device=order.device)[:, None, None, None]
-    query = F.pad(query_key, (0, 0, 0, 1))[head, tokens]
+    every_head = torch.arange(len(query_key), device=tokens.device)[:, None, None, None]
+    query = F.pad(query_key, (0, 0, 0, 1))[every_head, tokens]
     scores = (query / math.sqrt(query.shape[-1])) @ _look_one_back(_unit(query)).transpose(-1, -2)
-    scores.diagonal(offset=tokens.shape[-1], dim1=-2, dim2=-1).fill_(SELF_SCORE)
-    scores.masked_fill_((seen < 0).unsqueeze(-2), -math.inf)
-    of_round = scores.logsumexp(dim=-1).flatten(2)[:, :, : order.shape[-1]]
-    normaliser = torch.empty_like(of_round).scatter_(2, order, of_round).logsumexp(dim=1)
-    return (scores - F.pad(normaliser, (0, 1))[head, tokens].unsqueeze(-1)).exp()
+    is_row = places[tokens] < num_wanted
+    head, hash_round, chunk, _ = is_row.nonzero(as_tuple=True)
+    own, seen = tokens[is_row], (_look_one_back(tokens + 1) - 1)[head, hash_round, chunk]
+    scores = scores[is_row]
+    scores.masked_fill_(seen == own[:, None], SELF_SCORE).masked_fill_(seen < 0, -math.inf)
+    queries = places[own]
+    of_round = scores.new_empty(*tokens.shape[:2], num_wanted)
+    of_round[head, hash_round, queries] = scores.logsumexp(dim=-1)
+    weights = (scores - of_round.logsumexp(dim=1)[head, queries].unsqueeze(-1)).exp()
+    return AttentionRows(*(each.cpu().numpy() for each in (queries, places[seen], weights)))
