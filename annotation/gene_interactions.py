@@ -136,8 +136,8 @@ def find_gene_interactions(
     It is the probability that the model computes with: over all hash rounds, mean over heads and layers. A gene's
     attention to all tokens of a cell sums to 1; what goes to genes that are not asked for is not shown.
 
-    With G genes and T types, at most 20 G^2 T bytes are held (32 with all genes as tokens), sparse, and two or three hundred
-    megabytes for the cell in work: 80 MB a type with 2,000 genes, however many cells there are and however long.
+    With G genes and T types, at most 20 G^2 T bytes are held (32 with all genes as tokens), sparse: 80 MB a type with
+    2,000 genes, however many cells there are and however long. The cell in work takes some hundred megabytes.
 
     Parameters
     ----------
