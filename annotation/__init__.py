@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from screformer.annotation.annotate import AnnotationSummary, annotate, annotate_file
     from screformer.annotation.embed import EmbeddingSummary, embed_file
+    from screformer.annotation.gene_interactions import GeneInteractions, TypeInteractions, find_gene_interactions
+    from screformer.annotation.interaction_files import InteractionSummary, interactions_file
     from screformer.annotation.label_tree import LabelTree
     from screformer.annotation.perturb import PerturbationResult, perturb
     from screformer.annotation.recalibration import calibrate_checkpoint
@@ -20,6 +22,11 @@ _HOMES = {
     "calibrate_checkpoint": "recalibration",
     "EmbeddingSummary": "embed",
     "embed_file": "embed",
+    "GeneInteractions": "gene_interactions",
+    "TypeInteractions": "gene_interactions",
+    "find_gene_interactions": "gene_interactions",
+    "InteractionSummary": "interaction_files",
+    "interactions_file": "interaction_files",
     "LabelTree": "label_tree",
     "load_classifier": "trained_model",
     "load_encoder": "trained_model",
@@ -33,6 +40,11 @@ __all__ = [  # noqa: RUF022 - grouped by module
     "calibrate_checkpoint",
     "EmbeddingSummary",
     "embed_file",
+    "GeneInteractions",
+    "TypeInteractions",
+    "find_gene_interactions",
+    "InteractionSummary",
+    "interactions_file",
     "LabelTree",
     "load_classifier",
     "load_encoder",

@@ -153,7 +153,7 @@ def add_to_anndata(adata: AnnData, added: AddedElements) -> None:
 
 def _write_table(matrix: CountMatrix, target: Path, added: AddedElements) -> None:
     with written_aside(target) as aside:
-        write = _write_parquet if target.suffix == ".parquet" else _write_text
+        write = write_parquet if target.suffix == ".parquet" else _write_text
         write(_frames(matrix, added), aside)
 
 
@@ -173,7 +173,8 @@ def _write_text(frames: Iterator[pd.DataFrame], path: Path) -> None:
             frame.to_csv(file, sep=separator, index=False, header=not number, float_format="%.6g", lineterminator="\n")
 
 
-def _write_parquet(frames: Iterator[pd.DataFrame], path: Path) -> None:
+def write_parquet(frames: Iterator[pd.DataFrame], path: Path) -> None:
+    """Write tables of the same columns one after another into one Parquet file."""
     import pyarrow as pa
     from pyarrow import parquet
 

@@ -150,15 +150,30 @@ class CellSource:
                 if done % BLOCKS_BETWEEN_GIVING_BACK == 0:
                     give_back_freed_memory()
 
-    def _measure_block(
-        self, measure: CellMeasure, cells: slice, bar: tqdm, wanted: npt.NDArray[np.bool_] | None
-    ) -> npt.NDArray[np.float32]:
+    def read(
+        self, cells: slice, *, wanted: npt.NDArray[np.bool_] | None = None
+    ) -> tuple[npt.NDArray[np.bool_], list[dict[str, npt.NDArray[Any]]]]:
+        """Return which of the `cells` are wanted and have counts on known genes, and these as corpus rows.
+
+        Parameters
+        ----------
+        cells
+            Of the file.
+        wanted
+            (cells of the slice,); default all.
+        """
         tokens = self._tokenize(cells)
         has_genes = np.diff(tokens.indptr) > 0
         if wanted is not None:
             has_genes &= wanted
+        return has_genes, _corpus_rows(tokens, has_genes)
+
+    def _measure_block(
+        self, measure: CellMeasure, cells: slice, bar: tqdm, wanted: npt.NDArray[np.bool_] | None
+    ) -> npt.NDArray[np.float32]:
+        has_genes, rows = self.read(cells, wanted=wanted)
         outputs = np.full((len(has_genes), measure.width), np.nan, dtype=np.float32)
-        outputs[has_genes] = measure(_corpus_rows(tokens, has_genes), advance=bar.update)
+        outputs[has_genes] = measure(rows, advance=bar.update)
         refuse_not_finite(outputs[has_genes], cells.start + np.flatnonzero(has_genes))
         bar.update(int((~has_genes).sum()))
         return outputs

@@ -41,6 +41,7 @@ from screformer.annotation.explanation_figures import (
 )
 from screformer.annotation.explanation_report import (
     NUM_LISTED,
+    checks,
     format_explanation,
     gene_table,
     write_h5ad,
@@ -124,6 +125,14 @@ class Explanation:
     output: Path
     results: dict[str, Any]  # Any: JSON
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Give the genes that count most and the checks of each class, and where the rest is."""
+        lines = []
+        for one in self.results["classes"]:
+            genes = ", ".join(row["gene"] + ("" if row["sign"] > 0 else " (-)") for row in one["top"])
+            lines += [f"{one['class']}, {one['num_cells']:,} cells: {genes}", *checks(one)]
+        return "\n".join([*lines, f"All of it: {self.output / 'explanation.md'}"])
 
 
 def explain_file(

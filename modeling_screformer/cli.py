@@ -13,7 +13,9 @@ import typer
 
 from . import __version__
 from .cli_benchmarks import benchmark
+from .cli_explanations import explain, interactions, perturb
 from .cli_messages import TRAINER_COMMAND, fail, run, say, say_once, start
+from .cli_options import Allow, BatchSize, Cells, GeneColumn, Key, Layer, MaxError, Model, Output, Overwrite, Space
 
 app = typer.Typer(
     name="screformer",
@@ -27,28 +29,6 @@ app = typer.Typer(
 app.add_typer(benchmark, name="benchmark")
 
 PAIR_HINT = "Give it once for each: --obs cell_type --obs donor."
-
-
-Layer = Annotated[str | None, typer.Option(help="Layer that holds the raw counts. Default: found by its values.")]
-GeneColumn = Annotated[str | None, typer.Option(help="Column of var with Ensembl ids or symbols. Default: found.")]
-Allow = Annotated[
-    list[str] | None, typer.Option(help="Code of a problem to accept, as inspect names it. Give it once for each.")
-]
-Model = Annotated[str, typer.Option(help="Checkpoint folder or Hub id.")]
-Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write.")]
-BatchSize = Annotated[
-    str, typer.Option(help="Cells a forward pass, or auto: as many as fit into memory. The results stay the same.")
-]
-Space = Annotated[Literal["full", "expressed"] | None, typer.Option(help="Gene space instead of the checkpoint's own.")]
-Key = Annotated[str, typer.Option(help="Prefix of what is added to the file.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")]
-Cells = Annotated[
-    str, typer.Argument(help="Raw counts: h5ad, zarr, 10x, loom, SOMA, as inspect reads them.", show_default=False)
-]
-MaxError = Annotated[
-    float | None,
-    typer.Option(help="Share of answers that may be wrong, such as 0.05: unsure cells back off to a broader type."),
-]
 
 
 @app.callback(invoke_without_command=True)
@@ -408,72 +388,8 @@ def embed(
     run(add)
 
 
-@app.command()
-def perturb(
-    cells: Cells,
-    model: Model,
-    gene: Annotated[
-        list[str], typer.Option(help="Symbol, Ensembl id or alias of a gene to change. Give it once for each.")
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")],
-    change: Annotated[
-        Literal["zero", "raise"], typer.Option(help="Delete a gene, or raise its expression bin.")
-    ] = "zero",
-    bins: Annotated[int, typer.Option(min=1, help="By how many bins to raise, up to the highest.")] = 2,
-    together: Annotated[
-        bool, typer.Option("--together", help="Change all genes at once instead of each by itself.")
-    ] = False,
-    null: Annotated[
-        int, typer.Option(min=0, help="Other genes, of the same expression, to change for each; 0: no p-values.")
-    ] = 50,
-    cells_of: Annotated[str | None, typer.Option(help="Take only cells of this type, as the model names them.")] = None,
-    label_column: Annotated[
-        str | None, typer.Option(help="Column of obs that says which cells --cells-of takes, instead of the model.")
-    ] = None,
-    max_cells: Annotated[int, typer.Option(min=1, help="The most cells; they are drawn from more.")] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="Draws the cells and, among equals, the null.")] = 2022,
-    layer: Layer = None,
-    gene_column: GeneColumn = None,
-    allow: Allow = None,
-    batch_size: BatchSize = "32",
-    gene_space: Space = None,
-    overwrite: Overwrite = False,
-) -> None:
-    """Delete or raise genes in cells: shifts of embedding, probabilities and labels, beside genes of like expression.
-
-    A run that is stopped goes on with the same command.
-
-    \b
-    Examples:
-      screformer perturb cells.h5ad --model quickstart/checkpoint --gene INS --gene GCG -o perturbed
-      screformer perturb cells.h5ad --model quickstart/checkpoint --gene GCG --change raise --cells-of beta -o raised
-    """
-    from .annotation.perturb import perturb as perturb_genes
-    from .train.batch_size import read_batch_size
-
-    result = run(
-        lambda: perturb_genes(
-            cells,
-            model,
-            genes=gene,
-            change=change,
-            bins=bins,
-            together=together,
-            num_null=null,
-            output=output,
-            cells_of=cells_of,
-            label_column=label_column,
-            max_cells=max_cells,
-            seed=seed,
-            layer=layer,
-            gene_column=gene_column,
-            allow=allow or (),
-            batch_size=read_batch_size(batch_size),
-            gene_space=gene_space,
-            overwrite=overwrite,
-        )
-    )
-    say(str(result))
+for command in (explain, perturb, interactions):
+    app.command()(command)
 
 
 @app.command("app")

@@ -280,6 +280,12 @@ def benchmark_genes(context: typer.Context) -> None:
     start("benchmarks.gene_interactions", context.args)
 
 
+@benchmark.command("attention-interactions", context_settings=TRAINER_COMMAND, add_help_option=False)
+def benchmark_attention_interactions(context: typer.Context) -> None:
+    """Genes that interact, by attention. Example: screformer benchmark attention-interactions --model m --pairs p"""
+    start("benchmarks.attention_interactions", context.args)
+
+
 @benchmark.command("ablations", context_settings=TRAINER_COMMAND, add_help_option=False)
 def benchmark_ablations(context: typer.Context) -> None:
     """What each part of the method is worth. Example: screformer benchmark ablations --names not_pretrained"""

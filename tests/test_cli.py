@@ -18,7 +18,9 @@ COMMANDS = (
     "evaluate",
     "annotate",
     "embed",
+    "explain",
     "perturb",
+    "interactions",
     "app",
 )
 

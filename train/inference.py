@@ -113,7 +113,7 @@ class BatchInference:
             with torch.inference_mode():
                 # While a GPU is at one batch the next is made and sent; only then is the first one's result waited for.
                 earlier: tuple[npt.NDArray[np.int64], torch.Tensor] | None = None
-                for numbers, cells in _batches_of_similar_length(rows, batch_size):
+                for numbers, cells in batches_of_similar_length(rows, batch_size):
                     result = self._forward(self._collator(cells))
                     if earlier is not None:
                         outputs[earlier[0]] = earlier[1].cpu().numpy()
@@ -191,7 +191,7 @@ def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return torch.from_numpy(logits).softmax(dim=-1).numpy()
 
 
-def _batches_of_similar_length(
+def batches_of_similar_length(
     rows: Rows, batch_size: int
 ) -> Iterator[tuple[npt.NDArray[np.int64], CellBatch | list[Mapping[str, Any]]]]:
     """Give (row numbers, rows) of each batch; the longest cells of a window come first, to fail early if at all."""
