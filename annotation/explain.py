@@ -11,27 +11,19 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from screformer.annotation.attributions import Sampling, check_sampling
-from screformer.annotation.cell_numbers import NumbersInFiles
-from screformer.annotation.explained_cells import CellFile, CellsToExplain, Classifier, SomeCells, choose_cells
-from screformer.annotation.explained_score import ClassScore, ScoreKind
-from screformer.annotation.explanation_checks import (
-    EXPLANATION,
-    RANDOM,
-    REGRESSION,
-    STEPS,
-    completeness,
-    deletion_and_insertion,
-    marker_overlap,
-    random_order,
-    read_marker_genes,
-    regression_order,
-    stability,
+from screformer.annotation.attributions import check_sampling
+from screformer.annotation.class_explanation import (
+    ClassExplainer,
+    ClassExplanation,
+    ExplainOptions,
+    Values,
+    read_class_markers,
 )
+from screformer.annotation.explained_cells import CellFile, Classifier, choose_cells
+from screformer.annotation.explained_score import ClassScore
+from screformer.annotation.explanation_checks import STEPS
 from screformer.annotation.explanation_figures import (
     plot_beeswarm,
     plot_class_heat_map,
@@ -43,17 +35,16 @@ from screformer.annotation.explanation_report import (
     NUM_LISTED,
     checks,
     format_explanation,
-    gene_table,
     write_h5ad,
     write_parquet,
 )
-from screformer.annotation.explanation_run import Checks, Explainer, estimate, explain_cells
+from screformer.annotation.explanation_run import Explainer, estimate
 from screformer.annotation.perturb import find_genes
 from screformer.annotation.trained_model import load_classifier
+from screformer.configuration_screformer import ScReformerConfig
 from screformer.tokenization.gene_vocabulary import GeneVocabulary
-from screformer.train.collator import GeneSpace
 from screformer.train.process_memory import forget_peak, peak_process_memory
-from screformer.train.result_files import finite, software_versions, write_json, written_aside
+from screformer.train.result_files import software_versions, write_json, written_aside
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -62,50 +53,6 @@ logger = logging.getLogger(__name__)
 RESULT_FILE, VALUES_FOLDER = "explanation.json", "values.partial"
 CURVE_PASSES = 2 * 3 * len(STEPS)
 NUM_HEAT_MAP_GENES = 8  # of each class
-DEFAULT_SAMPLING, DEFAULT_CHECKS = Sampling(), Checks()
-Values = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class ExplainOptions:
-    """How an explanation is made.
-
-    Attributes
-    ----------
-    classes
-        What to explain: labels, labels above them, or ``NAME=LABEL|LABEL``.
-    sampling
-        How values are estimated.
-    score
-        ``"logit"`` or ``"log_odds"`` of the class.
-    num_cells, num_background
-        The most that are drawn, of each class and beside it (the paper: 1,000 and 500).
-    gene_space
-        Instead of the checkpoint's.
-    seed
-        Of what is drawn.
-    batch_size
-        Points that are worked on together.
-    checks
-        How many cells each check takes.
-    genes
-        Whose places are reported, by any name.
-    markers, marker_types
-        File of marker genes, and cell types in it.
-    """
-
-    classes: Sequence[str]
-    sampling: Sampling = DEFAULT_SAMPLING
-    score: ScoreKind = "logit"
-    num_cells: int = 1000
-    num_background: int = 500
-    gene_space: GeneSpace | None = None
-    seed: int = 0
-    batch_size: int = 8
-    checks: Checks = DEFAULT_CHECKS
-    genes: Sequence[str] = ()
-    markers: str | Path | None = None
-    marker_types: Sequence[str] = ()
 
 
 @dataclass
@@ -199,7 +146,8 @@ def explain_file(
     if not scores or len({score.name for score in scores}) < len(scores):
         raise ValueError(f"classes got {list(options.classes)}; at least one is needed, and each once")
     asked = find_genes(vocabulary, options.genes) if options.genes else []
-    markers = _read_markers(options, vocabulary)
+    for score in scores:  # before anything is computed
+        read_class_markers(options, score.name, vocabulary)
     gene_space = options.gene_space or config.gene_space
     file = CellFile(cells, label_column, layer, gene_column, tuple(allow), progress)
     beside = None if background is None else file._replace(cells=background)
@@ -223,10 +171,10 @@ def explain_file(
         passes_of_curves=CURVE_PASSES,
     )
     announce(f"{sum(len(own.names) for own in chosen.of_class)} cells beside {len(chosen.background.names)}: {price}")
-    run = _Run(trained, explainer, chosen, options, target / VALUES_FOLDER, progress)
+    run = ClassExplainer(trained, explainer, chosen, options, target / VALUES_FOLDER, progress)
     begin = time.perf_counter()
     forget_peak()
-    found = {score.name: run.explain(number, score, own) for number, (score, own) in enumerate(of_class.items())}
+    found = [run.explain(number, *pair) for number, pair in enumerate(of_class.items())]
     results = {
         "question": "Which genes make a cell one of its type, to the model?",
         "date": date.today().isoformat(),
@@ -243,33 +191,27 @@ def explain_file(
         "seconds": None if run.is_resumed else time.perf_counter() - begin,
         "peak_bytes": peak_process_memory(),
         "inputs": chosen.inputs,
-        "classes": [],
+        "classes": [_describe(one, config, file.name, asked, vocabulary) for one in found],
     }
-    values = {name: values for name, (values, _) in found.items()}
-    tables = {}
-    for score, own in of_class.items():
-        tables[score.name] = gene_table(values[score.name], own.bins, vocabulary)
-        one = {"class": score.name, "members": [config.id2label[member] for member in score.members]}
-        one |= {
-            "file": file.name,
-            "num_cells": len(own.names),
-            "top": tables[score.name].head(NUM_LISTED).to_dict("records"),
-        }
-        one |= found[score.name][1]
-        one["markers"] = _describe_markers(markers, values[score.name], own, options)
-        one["genes_asked"] = _places(asked, tables[score.name], vocabulary)
-        results["classes"].append(one)
-    _write(
-        target,
-        results,
-        tables,
-        {score.name: own for score, own in of_class.items()},
-        values,
-        vocabulary,
-        config.num_bins,
-    )
+    _write(target, results, found, vocabulary, config.num_bins)
     shutil.rmtree(target / VALUES_FOLDER, ignore_errors=True)
-    return Explanation(target, results, tables)
+    return Explanation(target, results, {one.score.name: one.table for one in found})
+
+
+def _describe(
+    one: ClassExplanation, config: ScReformerConfig, file: str, asked: Sequence[int], vocabulary: GeneVocabulary
+) -> dict[str, Any]:
+    """Return a class for the record."""
+    places = {ensembl_id: place for place, ensembl_id in enumerate(one.table["ensembl_id"], start=1)}
+    return {
+        "class": one.score.name,
+        "members": [config.id2label[member] for member in one.score.members],
+        "file": file,
+        "num_cells": len(one.cells.names),
+        "top": one.table.head(NUM_LISTED).to_dict("records"),
+        **one.checks,
+        "genes_asked": {vocabulary.symbols[gene]: places.get(vocabulary.ensembl_ids[gene]) for gene in asked},
+    }
 
 
 def _check_output(output: str | Path, overwrite: bool) -> Path:
@@ -284,111 +226,27 @@ def _check_output(output: str | Path, overwrite: bool) -> Path:
     return target
 
 
-class _Run:
-    """Explains one class after another; all values lie in files."""
-
-    def __init__(
-        self,
-        trained: Classifier,
-        explainer: Explainer,
-        chosen: CellsToExplain,
-        options: ExplainOptions,
-        folder: Path,
-        progress: bool,
-    ) -> None:
-        self.explainer, self.chosen, self.options = explainer, chosen, options
-        self.folder, self.progress, self.is_resumed = folder, progress, False
-        self.names = [trained.model.config.id2label[number] for number in range(trained.model.config.num_labels)]
-        self.facts = {"model": trained.describe(), "gene_space": explainer.gene_space}
-
-    def explain(self, number: int, score: ClassScore, own: SomeCells) -> tuple[Values, dict[str, Any]]:
-        """Return the values of the cells of a class, (cells, num_genes), and what checks say of them."""
-        options, checks = self.options, self.options.checks
-        values = self._values(f"{number}", self.explainer, score, own.bins, options.sampling)
-        order = np.random.default_rng([options.seed, number]).permutation(len(values))
-        again = order[: checks.stability]
-        other = self.explainer._replace(background=self.chosen.other_background.bins)
-        sampling = options.sampling._replace(seed=options.sampling.seed + 1)
-        second = self._values(f"{number}-again", other, score, own.bins[again], sampling)
-        some = order[: checks.completeness]
-        return values, {
-            "completeness": completeness(self.explainer, score, own.bins[some], values[some], options.sampling),
-            "stability": stability(values[again], second),
-            "curves": self._curves(score, own, values, order[: checks.curves]),
-        }
-
-    def _values(
-        self, name: str, explainer: Explainer, score: ClassScore, bins: npt.NDArray[np.uint8], sampling: Sampling
-    ) -> Values:
-        folder = self.folder / name
-        numbers: NumbersInFiles = explain_cells(
-            explainer, score, bins, sampling, folder=folder, facts=self.facts, progress=self.progress
-        )
-        self.is_resumed |= numbers.was_begun
-        return np.concatenate([values for _, values in numbers.read()])
-
-    def _curves(self, score: ClassScore, own: SomeCells, values: Values, rows: npt.NDArray[np.int64]) -> dict[str, Any]:
-        bins = own.bins[rows]
-        orders: dict[str, npt.NDArray[np.floating]] = {EXPLANATION: values[rows]}
-        orders[RANDOM] = random_order(*bins.shape, self.options.seed)
-        by_regression = regression_order(self.chosen.background, score, self.names, bins)
-        if by_regression is not None:
-            orders[REGRESSION] = by_regression
-        described: dict[str, Any] = finite(
-            deletion_and_insertion(self.explainer, score, bins, orders).describe(self.options.seed)
-        )
-        return described
-
-
-def _read_markers(options: ExplainOptions, vocabulary: GeneVocabulary) -> npt.NDArray[np.bool_] | None:
-    if options.markers is None:
-        return None
-    genes = read_marker_genes(options.markers, cell_types=options.marker_types)
-    positions = vocabulary.map_names(genes).positions
-    is_marker = np.zeros(len(vocabulary.ensembl_ids), dtype=bool)
-    is_marker[positions[positions >= 0]] = True
-    return is_marker
-
-
-def _describe_markers(
-    is_marker: npt.NDArray[np.bool_] | None, values: Values, own: SomeCells, options: ExplainOptions
-) -> dict[str, Any] | None:
-    if is_marker is None or options.markers is None:
-        return None
-    found = marker_overlap(np.abs(values).mean(axis=0, dtype=np.float64), is_marker, own.bins.any(axis=0))
-    return {"file": Path(options.markers).name, "cell_types": list(options.marker_types), **found}
-
-
-def _places(asked: Sequence[int], table: pd.DataFrame, vocabulary: GeneVocabulary) -> dict[str, int | None]:
-    ranks = {name: rank for rank, name in enumerate(table["ensembl_id"], start=1)}
-    return {vocabulary.symbols[position]: ranks.get(vocabulary.ensembl_ids[position]) for position in asked}
-
-
 def _write(
     target: Path,
     results: dict[str, Any],
-    tables: Mapping[str, pd.DataFrame],
-    cells: Mapping[str, SomeCells],
-    values: Mapping[str, Values],
+    found: Sequence[ClassExplanation],
     vocabulary: GeneVocabulary,
     num_bins: int,
 ) -> None:
     names = list(vocabulary.symbols)
-    for number, (name, own) in enumerate(cells.items()):
-        stem, title = file_name(name), f"{name}: {len(own.names):,} cells"
-        plot_beeswarm(values[name], own.bins, names, target / f"beeswarm-{stem}.png", title=title, num_bins=num_bins)
-        plot_gene_bars(tables[name], target / f"genes-{stem}.png", title=title)
-        plot_curves(results["classes"][number]["curves"], target / f"curves-{stem}.png", title=title)
-    if len(cells) > 1:
+    for one in found:
+        stem, title = file_name(one.score.name), f"{one.score.name}: {len(one.cells.names):,} cells"
+        path = target / f"beeswarm-{stem}.png"
+        plot_beeswarm(one.values, one.cells.bins, names, path, title=title, num_bins=num_bins)
+        plot_gene_bars(one.table, target / f"genes-{stem}.png", title=title)
+        plot_curves(one.checks["curves"], target / f"curves-{stem}.png", title=title)
+    values = {one.score.name: one.values for one in found}
+    if len(found) > 1:
         plot_class_heat_map(_class_means(values, names), target / "classes.png")
-    write_parquet(tables, target / "genes.parquet")
-    write_h5ad(
-        cells,
-        values,
-        vocabulary,
-        {key: results[key] for key in ("date", "command", "score", "gene_space")},
-        target / "explanation.h5ad",
-    )
+    write_parquet({one.score.name: one.table for one in found}, target / "genes.parquet")
+    record = {key: results[key] for key in ("date", "command", "score", "gene_space")}
+    cells = {one.score.name: one.cells for one in found}
+    write_h5ad(cells, values, vocabulary, record, target / "explanation.h5ad")
     with written_aside(target / "explanation.md") as aside:
         aside.write_text(format_explanation(results), encoding="utf-8")
     write_json(target / RESULT_FILE, results)  # last: where it is, the explanation is complete

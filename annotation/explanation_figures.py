@@ -43,7 +43,7 @@ def plot_beeswarm(
     shown = np.linspace(0, len(values) - 1, min(MAX_POINTS, len(values))).astype(int)
     figure, axes = new_figure(7.4, 0.30 * len(top) + 1.4)
     colors = _expression_colors(num_bins)
-    spread = float(np.abs(values[np.ix_(shown, top)]).max()) or 1.0
+    spread = float(np.abs(values).max()) or 1.0
     for row, gene in enumerate(top):
         own, levels = values[shown, gene], bins[shown, gene]
         heights = _pile_up(own, spread)
@@ -116,7 +116,8 @@ def plot_class_heat_map(means: pd.DataFrame, path: str | Path) -> None:
 
     colors = LinearSegmentedColormap.from_list("orange to blue", [COLORS[1], "white", COLORS[0]])
     most = float(means.abs().to_numpy().max()) or 1.0
-    figure, axes = new_figure(0.5 * means.shape[1] + 3.2, 0.24 * len(means) + 1.8)
+    names = 0.09 * max(map(len, means.columns))
+    figure, axes = new_figure(0.5 * means.shape[1] + 3.2, 0.24 * len(means) + 1.2 + names)
     image = axes.imshow(means, cmap=colors, vmin=-most, vmax=most, aspect="auto")
     axes.set_xticks(range(means.shape[1]), list(means.columns), rotation=90)
     axes.set_yticks(range(len(means)), list(means.index))

@@ -58,7 +58,8 @@ def explain(
       screformer explain --model quickstart/checkpoint --cells quickstart/new_cells.h5ad --class beta -o explained
     """
     from .annotation.attributions import Sampling
-    from .annotation.explain import ExplainOptions, explain_file
+    from .annotation.class_explanation import ExplainOptions
+    from .annotation.explain import explain_file
 
     options = ExplainOptions(
         class_,

@@ -1,0 +1,344 @@
+"""`screformer explain`: planted genes are found, checks say what is true, a run that is killed goes on."""
+
+import json
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from small_corpus import GENES, make_cells, make_tokenizer
+from typer.testing import CliRunner
+
+from screformer.annotation import explanation_run
+from screformer.annotation.attributions import Sampling
+from screformer.annotation.class_explanation import ExplainOptions
+from screformer.annotation.explain import explain_file
+from screformer.annotation.explained_cells import SomeCells
+from screformer.annotation.explained_score import ClassScore
+from screformer.annotation.explanation_checks import (
+    completeness,
+    deletion_and_insertion,
+    marker_overlap,
+    read_marker_genes,
+    regression_order,
+    stability,
+)
+from screformer.annotation.explanation_figures import plot_beeswarm, plot_class_heat_map
+from screformer.annotation.explanation_report import gene_table
+from screformer.annotation.explanation_run import Checks, Explainer, estimate
+from screformer.annotation.trained_model import TrainedModel
+from screformer.cli import app
+from screformer.modeling_screformer import ScReformerForCellClassification
+from screformer.tokenization.gene_vocabulary import GeneVocabulary
+
+LABELS = ["alpha", "beta"]
+NUM_GENES = len(GENES)
+RAISES, LOWERS = 2, 8  # alpha expresses genes 0 to 5, beta 6 to 11
+CHECKS = Checks(completeness=4, stability=6, curves=4)
+
+
+@pytest.fixture
+def trained(tiny_config):
+    """Return a classifier to which one gene speaks for alpha and one against it."""
+    tokenizer = make_tokenizer()
+    tokenizer.on_empty_cells = "keep"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = ScReformerForCellClassification(
+            tiny_config(
+                num_genes=NUM_GENES,
+                num_hidden_layers=1,
+                num_hashes=1,
+                num_labels=2,
+                gene_space="full",
+                classifier_paths=["convolution", "linear"],
+                tokenizer_fingerprint=tokenizer.fingerprint,
+                id2label=dict(enumerate(LABELS)),
+                label2id={label: index for index, label in enumerate(LABELS)},
+            )
+        )
+    model.classifier.silence_deep_paths()
+    weight = torch.zeros(2, NUM_GENES)
+    weight[0, RAISES], weight[0, LOWERS] = 6.0, -3.0
+    model.start_linear_path(weight, torch.zeros(2))
+    return TrainedModel(model.eval().requires_grad_(False), tokenizer, "planted")
+
+
+@pytest.fixture
+def cells(tmp_path):
+    adata = make_cells(40)
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    return tmp_path / "cells.h5ad"
+
+
+def options(*classes, **given):
+    defaults = {"num_cells": 12, "num_background": 20, "checks": CHECKS, "sampling": Sampling(num_points=4)}
+    return ExplainOptions(classes or ("alpha",), **defaults | given)
+
+
+def explained(trained, cells, output, *classes, label_column="cell_type", overwrite=False, background=None, **given):
+    return explain_file(
+        cells,
+        trained,
+        output,
+        options(*classes, **given),
+        label_column=label_column,
+        overwrite=overwrite,
+        background=background,
+        progress=False,
+    )
+
+
+def test_planted_genes_are_found_and_everything_is_written(trained, cells, tmp_path):
+    markers = tmp_path / "markers.txt"
+    markers.write_text(f"GENE{RAISES}\nGENE{LOWERS}\nGENE30\n")
+    found = explained(
+        trained, cells, tmp_path / "out", "alpha", "beta", genes=[GENES[RAISES], "GENE30"], markers=markers
+    )
+    alpha, beta = found.results["classes"]
+    assert (alpha["class"], alpha["num_cells"], beta["class"]) == ("alpha", 12, "beta")
+    table = found.tables["alpha"]
+    assert table["gene"].tolist() == [f"GENE{RAISES}", f"GENE{LOWERS}"]  # no other gene has a value
+    assert table["sign"].tolist() == [1, -1]
+    assert table["mean_value"].iloc[0] > 0
+    assert alpha["genes_asked"] == {f"GENE{RAISES}": 1, "GENE30": None}
+    assert alpha["completeness"]["median_gap"] < 1e-3
+    assert alpha["markers"]["hits"] == 2
+    assert alpha["markers"]["num_markers"] == 3
+
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {
+        "beeswarm-alpha.png", "beeswarm-beta.png", "classes.png", "curves-alpha.png", "curves-beta.png",
+        "explanation.h5ad", "explanation.json", "explanation.md", "genes-alpha.png", "genes-beta.png", "genes.parquet",
+    }  # fmt: skip
+    for name in names:
+        if name.endswith(".png"):
+            with Image.open(tmp_path / "out" / name) as image:
+                assert min(image.size) > 200
+    assert json.loads((tmp_path / "out" / "explanation.json").read_text()) == found.results
+    stored = pd.read_parquet(tmp_path / "out" / "genes.parquet")
+    assert stored.query("`class` == 'alpha' and rank == 1")["gene"].tolist() == [f"GENE{RAISES}"]
+    adata = anndata.read_h5ad(tmp_path / "out" / "explanation.h5ad")
+    assert adata.shape == (24, NUM_GENES)
+    assert set(adata.obs["explained_class"]) == {"alpha", "beta"}
+    of_alpha = adata[adata.obs["explained_class"] == "alpha"]
+    np.testing.assert_allclose(
+        np.abs(of_alpha.layers["values"].toarray()).mean(axis=0), adata.varm["mean_abs_value"]["alpha"], rtol=1e-5
+    )
+    text = (tmp_path / "out" / "explanation.md").read_text()
+    for words in ("**Adds up**", "**Stays the same**", "**Genes taken away**", "**Known markers**: 2 of the 2 genes"):
+        assert words in text
+    assert str(found).startswith(f"alpha, 12 cells: GENE{RAISES}, GENE{LOWERS} (-)")
+
+
+def test_values_of_a_linear_model_are_weight_times_difference(trained, cells, tmp_path):
+    explained(trained, cells, tmp_path / "out")
+    adata = anndata.read_h5ad(tmp_path / "out" / "explanation.h5ad")
+    values, bins = adata.layers["values"].toarray(), adata.X.toarray()
+    # A straight line over the cells, by the weight over the highest bin.
+    slope = np.polyfit(bins[:, RAISES], values[:, RAISES], 1)[0]
+    assert slope == pytest.approx(6.0 / 5, rel=1e-3)
+
+
+@pytest.mark.parametrize("gene_space", ["full", "expressed"])
+def test_without_labels_the_model_says_which_cells_are_of_the_class(trained, cells, tmp_path, gene_space):
+    found = explained(trained, cells, tmp_path / "out", label_column=None, gene_space=gene_space)
+    adata = anndata.read_h5ad(tmp_path / "out" / "explanation.h5ad")
+    assert set(adata.obs["label"]) == {"alpha"}
+    # Those whose gene that speaks for alpha outweighs the other.
+    level = adata.X.toarray()
+    assert (6 * level[:, RAISES] > 3 * level[:, LOWERS]).all()
+    assert found.results["gene_space"] == gene_space
+
+
+def test_the_background_may_be_of_another_file(trained, cells, tmp_path):
+    other = make_cells(30, seed=5)
+    found = explained(trained, cells, tmp_path / "out", background=other, num_background=10)
+    assert found.results["num_background"] == 10
+    assert found.results["background_file"] == "AnnData"
+    assert len(found.results["inputs"]) == 2
+
+
+def test_a_run_that_is_killed_goes_on_where_it_was(trained, cells, tmp_path, monkeypatch):
+    whole = explained(trained, cells, tmp_path / "whole")
+    monkeypatch.setattr(explanation_run, "CELLS_PER_BLOCK", 4)
+    calls = []
+
+    def count(*given, number, **others):
+        calls.append(number)
+        if len(calls) == 4 + 10 and stops:  # those of the price, then ten cells
+            raise KeyboardInterrupt
+        return attribute(*given, number=number, **others)
+
+    attribute, stops = explanation_run.attribute, True
+    monkeypatch.setattr(explanation_run, "attribute", count)
+    with pytest.raises(KeyboardInterrupt):
+        explained(trained, cells, tmp_path / "out")
+    assert not (tmp_path / "out" / "explanation.json").exists()
+    stops = False
+    calls.clear()
+    again = explained(trained, cells, tmp_path / "out")
+    assert len(calls) == 4 + (12 - 8) + CHECKS.stability  # two blocks of four were there
+    pd.testing.assert_frame_equal(again.tables["alpha"], whole.tables["alpha"])
+    assert again.results["seconds"] is None
+    assert whole.results["seconds"] > 0
+    assert not (tmp_path / "out" / "values.partial").exists()
+
+
+def test_an_earlier_explanation_is_not_lost(trained, cells, tmp_path):
+    explained(trained, cells, tmp_path / "out")
+    with pytest.raises(FileExistsError, match="has an explanation; choose another folder, or replace it with"):
+        explained(trained, cells, tmp_path / "out")
+    assert explained(trained, cells, tmp_path / "out", "beta", overwrite=True).results["classes"][0]["class"] == "beta"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"classes": ["gamma"]}, r"class 'gamma': \['gamma'\] are none of the model's labels; it has alpha, beta"),
+        ({"classes": ["alpha", "alpha"]}, "classes got .* at least one is needed, and each once"),
+        ({"genes": ["GENE999"]}, "'GENE999' is unknown"),
+        ({"num_cells": 0}, "num_cells got 0; at least 1"),
+        ({"sampling": Sampling("lime")}, "method got 'lime'"),
+        ({"label_column": "nothing"}, "nothing"),
+        (
+            {"label_column": "donor"},
+            r"class 'alpha': cells.h5ad has no cell of it \(column 'donor'\); there are human1",
+        ),
+    ],
+)
+def test_what_cannot_be_explained_is_refused_before_anything_is_written(trained, cells, tmp_path, given, words):
+    classes, column = given.pop("classes", ["alpha"]), given.pop("label_column", "cell_type")
+    with pytest.raises(ValueError, match=words):
+        explained(trained, cells, tmp_path / "out", *classes, label_column=column, **given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_markers_are_of_the_class_that_they_are_said_to_be_of(trained, cells, tmp_path):
+    rows = [
+        ("Human", "Normal", "A", f"GENE{RAISES}"),
+        ("Human", "Normal", "B", "GENE7"),
+        ("Mouse", "Normal", "A", "GENE9"),
+    ]
+    table = tmp_path / "markers.csv"
+    pd.DataFrame(rows, columns=["species", "cancer", "celltype", "gene"]).to_csv(table, index=False)
+    given = {"markers": table, "marker_types": ["alpha=A"]}
+    alpha, beta = explained(trained, cells, tmp_path / "out", "alpha", "beta", **given).results["classes"]
+    assert alpha["markers"]["num_markers"] == 1
+    assert beta["markers"] is None
+    with pytest.raises(ValueError, match=r"markers.csv has no gene for cell types \['C'\]"):
+        explained(trained, cells, tmp_path / "other", "alpha", markers=table, marker_types=["C"])
+    pd.DataFrame({"name": ["x"]}).to_csv(table, index=False)
+    with pytest.raises(ValueError, match=r"one of .*'gene', 'symbol', 'marker'.* is needed"):
+        read_marker_genes(table)
+
+
+def make_explainer(trained):
+    adata = make_cells(40)
+    tokens = trained.tokenizer(adata, gene_space="full", return_tensors="np")
+    return Explainer(trained.model, tokens["input_ids"].astype(np.uint8), "full"), ClassScore("alpha", (0,))
+
+
+def test_values_that_do_not_add_up_are_told(trained):
+    explainer, score = make_explainer(trained)
+    bins, sampling = explainer.background[:3], Sampling(num_points=4)
+    values = np.stack([explainer.values(score, own, sampling, number=0) for own in bins])
+    assert completeness(explainer, score, bins, values, sampling)["largest_gap"] < 1e-3
+    assert completeness(explainer, score, bins, values * 1.1, sampling)["median_gap"] == pytest.approx(0.1, abs=1e-3)
+
+
+def test_stability_is_of_the_ranks_of_the_genes_that_count():
+    generator = np.random.default_rng(0)
+    values = generator.normal(size=(5, 300)).astype(np.float32) * np.linspace(5, 0.1, 300, dtype=np.float32)
+    same, other = stability(values, values), stability(values, generator.normal(size=(5, 300)).astype(np.float32))
+    assert (same["rank_correlation"], same["shared"], same["num_genes"]) == (pytest.approx(1), 1, 100)
+    assert abs(other["rank_correlation"]) < 0.4
+    assert other["shared"] < 0.5
+
+
+@pytest.mark.parametrize("gene_space", ["full", "expressed"])
+def test_curves_tell_a_good_order_from_a_bad_one(trained, gene_space):
+    explainer, score = make_explainer(trained)
+    explainer, bins = explainer._replace(gene_space=gene_space), explainer.background[0:8:2]
+    good = np.zeros(bins.shape)
+    good[:, RAISES] = 1
+    described = deletion_and_insertion(explainer, score, bins, {"explanation": good, "random genes": -good}).describe()
+    falls, rises = described["deletion"], described["insertion"]
+    assert falls["curves"]["explanation"][1] < 0.5 < falls["curves"]["random genes"][1]
+    assert falls["less"]["random genes"]["interval"][1] < 0
+    assert rises["less"]["random genes"]["interval"][0] > 0
+    # At no gene taken both are the cell itself.
+    assert falls["curves"]["explanation"][0] == falls["curves"]["random genes"][0]
+
+
+def test_the_regression_orders_genes_by_what_tells_the_class_from_others(trained):
+    explainer, score = make_explainer(trained)
+    bins = explainer.background
+    labels = np.array(["alpha", "beta"] * 20)
+    cells = SomeCells([""] * 40, np.arange(40), labels, bins)
+    heights = regression_order(cells, score, LABELS, bins[:2])
+    assert set(np.argsort(-heights[0])[:4].tolist()) <= set(range(6))  # genes of alpha
+    assert regression_order(cells._replace(labels=np.array(["beta"] * 40)), score, LABELS, bins) is None
+
+
+def test_markers_among_the_top_are_counted_beside_chance():
+    importance = np.arange(1000, 0, -1, dtype=float)
+    is_marker, is_seen = np.zeros(1000, dtype=bool), np.ones(1000, dtype=bool)
+    is_marker[:10] = True
+    found = marker_overlap(importance, is_marker, is_seen)
+    assert (found["hits"], found["num_top"], found["expected"]) == (10, 100, 1.0)
+    assert found["p"] < 1e-9
+    assert marker_overlap(importance[::-1], is_marker, is_seen)["p"] == 1.0
+
+
+def test_the_price_is_a_line_over_the_tokens(trained, monkeypatch):
+    explainer, score = make_explainer(trained)
+    explainer = explainer._replace(gene_space="expressed")
+    clock = [0.0]
+
+    def slow(cell, *_, **__):
+        clock[0] += 1.0 + len(cell.positions)
+        return np.zeros(len(cell.positions))
+
+    monkeypatch.setattr(explanation_run, "attribute", slow)
+    monkeypatch.setattr(explanation_run.time, "perf_counter", lambda: clock[0])
+    bins = explainer.background
+    price = estimate(explainer, {score: bins}, Sampling(), Checks(0, 0, 0))
+    assert price.seconds == pytest.approx((1.0 + np.count_nonzero(bins, axis=1)).sum(), rel=1e-6)
+    twice = estimate(explainer, {score: bins}, Sampling(), Checks(0, 40, 0))
+    assert twice.seconds == pytest.approx(2 * price.seconds, rel=0.02)
+    assert price.peak_bytes > 0
+    assert str(price._replace(seconds=125.0, peak_bytes=2_000_000_000)) == "about 2 min 05 s, up to 2.0 GB"
+
+
+def test_signs_say_what_high_expression_does():
+    bins = np.array([[0, 5, 2], [5, 0, 2]], dtype=np.uint8)
+    values = np.array([[-1.0, -2.0, 0.5], [1.0, 2.0, 0.5]], dtype=np.float32)
+    table = gene_table(values, bins, GeneVocabulary(["ENSG1", "ENSG2", "ENSG3"], symbols=["A", "B", "C"]))
+    assert table["gene"].tolist() == ["B", "A", "C"]
+    assert table["sign"].tolist() == [-1, 1, 1]
+
+
+def test_figures_of_hard_cases_are_drawn(tmp_path):
+    values, bins = np.zeros((3, 5), dtype=np.float32), np.zeros((3, 5), dtype=np.uint8)
+    values[:, 1] = 1.0
+    plot_beeswarm(values, bins, list("abcde"), tmp_path / "one.png", title="one gene", num_bins=6)
+    plot_beeswarm(values * 0, bins, list("abcde"), tmp_path / "none.png", title="no gene", num_bins=6)
+    plot_class_heat_map(pd.DataFrame({"a class with a very long name": [0.0]}, index=["gene"]), tmp_path / "map.png")
+    assert all((tmp_path / f"{name}.png").exists() for name in ("one", "none", "map"))
+
+
+def test_the_command_line(trained, cells, tmp_path):
+    trained.model.save_pretrained(tmp_path / "model")
+    trained.tokenizer.save_pretrained(tmp_path / "model")
+    given = ["explain", "--model", str(tmp_path / "model"), "--cells", str(cells), "--class", "alpha", "-o"]
+    given += [str(tmp_path / "out"), "--label-column", "cell_type", "--num-cells", "3", "--num-background", "5"]
+    result = CliRunner().invoke(app, [*given, "--points", "2"])
+    assert result.exit_code == 0, result.output
+    assert "3 cells beside 5: about 0 min" in result.output
+    assert "alpha, 3 cells: GENE" in result.output
+    again = CliRunner().invoke(app, given)
+    assert again.exit_code == 1
+    assert "has an explanation" in again.output
