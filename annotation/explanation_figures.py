@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.patches import Patch
 
 from screformer.annotation.explained_score import Bins
 from screformer.train.figures import COLORS, FONT_SIZE, LINE_STYLES, new_figure, save_figure
@@ -60,10 +61,10 @@ def plot_beeswarm(
 
 
 def _expression_colors(num_bins: int) -> ListedColormap:
-    """Return a colour a bin: grey for none, then from dark blue to yellow, which every colour vision orders."""
+    """Return a colour a bin: light grey for none, then from violet to yellow, which every colour vision orders."""
     from matplotlib import colormaps
 
-    return ListedColormap(["#BBBBBB", *colormaps["cividis"](np.linspace(0, 1, num_bins - 1))])
+    return ListedColormap(["#D0D0D0", *colormaps["viridis"](np.linspace(0, 0.95, num_bins - 1))])
 
 
 def _pile_up(values: npt.NDArray[np.float32], spread: float) -> npt.NDArray[np.float64]:
@@ -97,8 +98,11 @@ def plot_gene_bars(table: pd.DataFrame, path: str | Path, *, title: str) -> None
     axes.set_ylim(len(top) - 0.4, -0.6)
     axes.set_xlabel("Mean absolute value")
     axes.set_title(title)
-    handles = [axes.barh([], [], color=color) for color in COLORS[:2]]
-    axes.legend(handles, ["raises the score where it is high", "lowers it"], fontsize=FONT_SIZE - 1, loc="lower right")
+    handles = [
+        Patch(color=COLORS[0], label="raises the score where it is high"),
+        Patch(color=COLORS[1], label="lowers it"),
+    ]
+    axes.legend(handles=handles, fontsize=FONT_SIZE - 1, loc="lower right")
     save_figure(figure, path)
 
 

@@ -116,7 +116,7 @@ def test_planted_genes_are_found_and_everything_is_written(trained, cells, tmp_p
     for name in names:
         if name.endswith(".png"):
             with Image.open(tmp_path / "out" / name) as image:
-                assert min(image.size) > 200
+                assert min(image.size) > 150
     assert json.loads((tmp_path / "out" / "explanation.json").read_text()) == found.results
     stored = pd.read_parquet(tmp_path / "out" / "genes.parquet")
     assert stored.query("`class` == 'alpha' and rank == 1")["gene"].tolist() == [f"GENE{RAISES}"]
