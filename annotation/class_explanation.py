@@ -23,7 +23,7 @@ from screformer.annotation.explanation_checks import (
     marker_overlap,
     random_order,
     read_marker_genes,
-    regression_order,
+    regression_weights,
     stability,
 )
 from screformer.annotation.explanation_report import gene_table
@@ -136,13 +136,15 @@ class ClassExplainer:
         sampling = options.sampling._replace(seed=options.sampling.seed + 1)
         second = self._values(f"{number}-again", other, score, own.bins[again], sampling)
         some = order[: checks.completeness]
+        weights = regression_weights(self.chosen.background, score, self.names)
         found = {
             "completeness": completeness(self.explainer, score, own.bins[some], values[some], options.sampling),
             "stability": stability(values[again], second),
-            "curves": self._curves(score, own, values, order[: checks.curves]),
+            "curves": self._curves(score, own, values, order[: checks.curves], weights),
             "markers": self._markers(score.name, values, own),
         }
-        return ClassExplanation(score, own, values, gene_table(values, own.bins, self.vocabulary), found)
+        table = gene_table(values, own.bins, self.vocabulary, self.explainer.background, weights)
+        return ClassExplanation(score, own, values, table, found)
 
     def _values(
         self, name: str, explainer: Explainer, score: ClassScore, bins: npt.NDArray[np.uint8], sampling: Sampling
@@ -154,13 +156,19 @@ class ClassExplainer:
         self.is_resumed |= numbers.was_begun
         return np.concatenate([values for _, values in numbers.read()])
 
-    def _curves(self, score: ClassScore, own: SomeCells, values: Values, rows: npt.NDArray[np.int64]) -> dict[str, Any]:
+    def _curves(
+        self,
+        score: ClassScore,
+        own: SomeCells,
+        values: Values,
+        rows: npt.NDArray[np.int64],
+        weights: npt.NDArray[np.float64] | None,
+    ) -> dict[str, Any]:
         bins = own.bins[rows]
         orders: dict[str, npt.NDArray[np.floating]] = {EXPLANATION: values[rows]}
         orders[RANDOM] = random_order(*bins.shape, self.options.seed)
-        by_regression = regression_order(self.chosen.background, score, self.names, bins)
-        if by_regression is not None:
-            orders[REGRESSION] = by_regression
+        if weights is not None:
+            orders[REGRESSION] = weights * bins
         described: dict[str, Any] = finite(
             deletion_and_insertion(self.explainer, score, bins, orders).describe(self.options.seed)
         )

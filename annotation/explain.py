@@ -44,7 +44,7 @@ from screformer.annotation.trained_model import load_classifier
 from screformer.configuration_screformer import ScReformerConfig
 from screformer.tokenization.gene_vocabulary import GeneVocabulary
 from screformer.train.process_memory import forget_peak, peak_process_memory
-from screformer.train.result_files import software_versions, write_json, written_aside
+from screformer.train.result_files import finite, software_versions, write_json, written_aside
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -202,16 +202,21 @@ def _describe(
     one: ClassExplanation, config: ScReformerConfig, file: str, asked: Sequence[int], vocabulary: GeneVocabulary
 ) -> dict[str, Any]:
     """Return a class for the record."""
-    places = {ensembl_id: place for place, ensembl_id in enumerate(one.table["ensembl_id"], start=1)}
-    return {
-        "class": one.score.name,
-        "members": [config.id2label[member] for member in one.score.members],
-        "file": file,
-        "num_cells": len(one.cells.names),
-        "top": one.table.head(NUM_LISTED).to_dict("records"),
-        **one.checks,
-        "genes_asked": {vocabulary.symbols[gene]: places.get(vocabulary.ensembl_ids[gene]) for gene in asked},
-    }
+    rows = one.table.assign(place=range(1, len(one.table) + 1)).to_dict("records")
+    by_id = {row["ensembl_id"]: row for row in rows}
+    ids = {vocabulary.ensembl_ids[gene]: vocabulary.symbols[gene] for gene in asked}
+    described: dict[str, Any] = finite(
+        {
+            "class": one.score.name,
+            "members": [config.id2label[member] for member in one.score.members],
+            "file": file,
+            "num_cells": len(one.cells.names),
+            "top": rows[:NUM_LISTED],
+            **one.checks,
+            "genes_asked": [by_id.get(name, {"gene": symbol, "place": None}) for name, symbol in ids.items()],
+        }
+    )
+    return described
 
 
 def _check_output(output: str | Path, overwrite: bool) -> Path:

@@ -183,11 +183,10 @@ def _say(inference: BatchInference, score: ClassScore, rows: Sequence[Json]) -> 
     return scores, probabilities
 
 
-def regression_order(cells: SomeCells, score: ClassScore, names: Sequence[str], bins: Bins) -> FloatArray | None:
-    """Return what a logistic regression says of genes (cells, num_genes): its coefficient for the class times the bin.
+def regression_weights(cells: SomeCells, score: ClassScore, names: Sequence[str]) -> FloatArray | None:
+    """Return what a logistic regression adds for a bin of each gene, (num_genes,): the class against the rest.
 
-    It is fitted to the background's cells and their labels, the class against the rest; None where they have no cell
-    of the class, or no other.
+    It is fitted to the background's cells and their labels; None where they have no cell of the class, or no other.
 
     Parameters
     ----------
@@ -197,15 +196,14 @@ def regression_order(cells: SomeCells, score: ClassScore, names: Sequence[str], 
         Of the class.
     names
         Labels of the classifier.
-    bins
-        (cells, num_genes): of what is explained.
     """
     is_class = np.isin(cells.labels, [score.name, *(names[member] for member in score.members)])
     if is_class.all() or not is_class.any():
         return None
     scale = np.float64(max(1, int(cells.bins.max())))
     fitted = LogisticRegression(max_iter=2000).fit(sparse.csr_array(cells.bins / scale), is_class)
-    return fitted.coef_[0] * (bins / scale)
+    weights: FloatArray = fitted.coef_[0] / scale
+    return weights
 
 
 def random_order(num_cells: int, num_genes: int, seed: int) -> FloatArray:

@@ -24,13 +24,19 @@ VALUES_LAYER, CLASS_COLUMN = "values", "explained_class"
 
 
 def gene_table(
-    values: npt.NDArray[np.float32], bins: npt.NDArray[np.uint8], vocabulary: GeneVocabulary
+    values: npt.NDArray[np.float32],
+    bins: npt.NDArray[np.uint8],
+    vocabulary: GeneVocabulary,
+    background: npt.NDArray[np.uint8],
+    regression_weights: npt.NDArray[np.float64] | None = None,
 ) -> pd.DataFrame:
     """Return a row a gene with a value in some cell, the one that counts most first.
 
-    ``gene`` and ``ensembl_id``; ``mean_abs_value`` and ``mean_value`` over the cells; ``sign``, 1 where high expression
-    raises the score (the correlation of value and bin over the cells, or where the bin is the same in all the mean
-    value), -1 where it lowers it; ``mean_bin`` and ``share_expressed`` of the cells.
+    ``gene`` and ``ensembl_id``; ``mean_abs_value`` and ``mean_value`` over the cells, and ``mean_where_expressed`` over
+    those that express it (NaN: none); ``sign``, 1 where high expression raises the score (the correlation of value and
+    bin over the cells, or where the bin is the same in all the mean value), -1 where it lowers it; ``mean_bin`` and
+    ``share_expressed`` of the cells, ``background_share_expressed``; ``regression_place``, the gene's place by a
+    logistic regression's weight times the mean bin, 0 without one.
 
     Parameters
     ----------
@@ -38,21 +44,36 @@ def gene_table(
         (cells, num_genes).
     vocabulary
         The model's genes.
+    background
+        (cells, num_genes): bins of the background.
+    regression_weights
+        (num_genes,), of a bin.
     """
     mean_abs = np.abs(values).mean(axis=0)
     genes = np.argsort(-mean_abs, kind="stable")[: int((mean_abs > 0).sum())]
     own, levels = values[:, genes].astype(np.float64), bins[:, genes].astype(np.float64)
     together = ((own - own.mean(axis=0)) * (levels - levels.mean(axis=0))).mean(axis=0)
     signs = np.sign(np.where(np.abs(together) > 1e-12, together, own.mean(axis=0)))
+    num_expressed = (levels > 0).sum(axis=0)
+    where_expressed = np.where(
+        num_expressed > 0, (own * (levels > 0)).sum(axis=0) / np.maximum(num_expressed, 1), np.nan
+    )
+    places = np.zeros(len(vocabulary), dtype=np.int64)
+    if regression_weights is not None:
+        by_regression = np.argsort(-np.abs(regression_weights) * bins.mean(axis=0), kind="stable")
+        places[by_regression] = np.arange(1, len(places) + 1)
     return pd.DataFrame(
         {
             "gene": [vocabulary.symbols[gene] for gene in genes],
             "ensembl_id": [vocabulary.ensembl_ids[gene] for gene in genes],
             "mean_abs_value": mean_abs[genes],
             "mean_value": own.mean(axis=0),
+            "mean_where_expressed": where_expressed,
             "sign": signs.astype(int),
             "mean_bin": levels.mean(axis=0),
             "share_expressed": (levels > 0).mean(axis=0),
+            "background_share_expressed": (background[:, genes] > 0).mean(axis=0),
+            "regression_place": places[genes],
         }
     )
 
@@ -130,19 +151,40 @@ def _cost(results: Json) -> str:
 
 
 def _of_class(one: Json) -> list[str]:
-    columns = ["gene", "mean absolute value", "mean value", "high expression", "share of cells", "mean bin"]
+    lines = [
+        f"## {one['class']}",
+        f"{one['num_cells']} cells of {one['file']}.",
+        _genes_table(one["top"]),
+        *checks(one),
+    ]
+    if one["genes_asked"]:
+        lines += ["Genes that were asked for:", _genes_table(one["genes_asked"])]
+    return lines
+
+
+def _genes_table(genes: Sequence[Json]) -> str:
+    columns = [
+        "place", "gene", "mean absolute value", "mean value", "where expressed", "high expression", "share of cells",
+        "of the background", "mean bin", "place by logistic regression",
+    ]  # fmt: skip
     rows = [
         [
+            f"{row['place']}",
             row["gene"],
             f"{row['mean_abs_value']:.4f}",
             f"{row['mean_value']:+.4f}",
+            "-" if row["mean_where_expressed"] is None else f"{row['mean_where_expressed']:+.4f}",
             "raises" if row["sign"] > 0 else "lowers",
             f"{row['share_expressed']:.0%}",
+            f"{row['background_share_expressed']:.0%}",
             f"{row['mean_bin']:.2f}",
+            f"{row['regression_place'] or '-'}",
         ]
-        for row in one["top"]
+        if row["place"] is not None
+        else ["-", row["gene"], *["-"] * 8]
+        for row in genes
     ]
-    return [f"## {one['class']}", f"{one['num_cells']} cells of {one['file']}.", table(columns, rows), *checks(one)]
+    return table(columns, rows)
 
 
 def checks(one: Json) -> list[str]:
@@ -164,9 +206,6 @@ def checks(one: Json) -> list[str]:
             f"{markers['num_markers']} of {markers['file']}; by chance {markers['expected']:.1f} would be (p = "
             f"{markers['p']:.2g}, hypergeometric, {markers['num_seen']:,} expressed genes)."
         )
-    if one.get("genes_asked"):
-        places = ", ".join(f"{name} {place or 'has no value'}" for name, place in one["genes_asked"].items())
-        lines.append(f"- **Places** of the genes that were asked for: {places}.")
     return ["\n".join(lines)]
 
 

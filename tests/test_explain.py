@@ -22,7 +22,7 @@ from screformer.annotation.explanation_checks import (
     deletion_and_insertion,
     marker_overlap,
     read_marker_genes,
-    regression_order,
+    regression_weights,
     stability,
 )
 from screformer.annotation.explanation_figures import plot_beeswarm, plot_class_heat_map
@@ -103,7 +103,11 @@ def test_planted_genes_are_found_and_everything_is_written(trained, cells, tmp_p
     assert table["gene"].tolist() == [f"GENE{RAISES}", f"GENE{LOWERS}"]  # no other gene has a value
     assert table["sign"].tolist() == [1, -1]
     assert table["mean_value"].iloc[0] > 0
-    assert alpha["genes_asked"] == {f"GENE{RAISES}": 1, "GENE30": None}
+    asked, without = alpha["genes_asked"]
+    assert (asked["gene"], asked["place"], asked["share_expressed"]) == (f"GENE{RAISES}", 1, 1.0)
+    assert asked["background_share_expressed"] < 1
+    assert 0 < asked["regression_place"] < 10
+    assert without == {"gene": "GENE30", "place": None}
     assert alpha["completeness"]["median_gap"] < 1e-3
     assert alpha["markers"]["hits"] == 2
     assert alpha["markers"]["num_markers"] == 3
@@ -273,14 +277,14 @@ def test_curves_tell_a_good_order_from_a_bad_one(trained, gene_space):
     assert falls["curves"]["explanation"][0] == falls["curves"]["random genes"][0]
 
 
-def test_the_regression_orders_genes_by_what_tells_the_class_from_others(trained):
+def test_the_regression_weighs_genes_by_what_tells_the_class_from_others(trained):
     explainer, score = make_explainer(trained)
     bins = explainer.background
     labels = np.array(["alpha", "beta"] * 20)
     cells = SomeCells([""] * 40, np.arange(40), labels, bins)
-    heights = regression_order(cells, score, LABELS, bins[:2])
-    assert set(np.argsort(-heights[0])[:4].tolist()) <= set(range(6))  # genes of alpha
-    assert regression_order(cells._replace(labels=np.array(["beta"] * 40)), score, LABELS, bins) is None
+    weights = regression_weights(cells, score, LABELS)
+    assert set(np.argsort(-weights)[:4].tolist()) <= set(range(6))  # genes of alpha
+    assert regression_weights(cells._replace(labels=np.array(["beta"] * 40)), score, LABELS) is None
 
 
 def test_markers_among_the_top_are_counted_beside_chance():
@@ -316,9 +320,13 @@ def test_the_price_is_a_line_over_the_tokens(trained, monkeypatch):
 def test_signs_say_what_high_expression_does():
     bins = np.array([[0, 5, 2], [5, 0, 2]], dtype=np.uint8)
     values = np.array([[-1.0, -2.0, 0.5], [1.0, 2.0, 0.5]], dtype=np.float32)
-    table = gene_table(values, bins, GeneVocabulary(["ENSG1", "ENSG2", "ENSG3"], symbols=["A", "B", "C"]))
+    vocabulary = GeneVocabulary(["ENSG1", "ENSG2", "ENSG3"], symbols=["A", "B", "C"])
+    table = gene_table(values, bins, vocabulary, bins[:1], np.array([1.0, -5.0, 0.0]))
     assert table["gene"].tolist() == ["B", "A", "C"]
     assert table["sign"].tolist() == [-1, 1, 1]
+    assert table["mean_where_expressed"].tolist() == [-2.0, 1.0, 0.5]
+    assert table["background_share_expressed"].tolist() == [1.0, 0.0, 1.0]
+    assert table["regression_place"].tolist() == [1, 2, 3]
 
 
 def test_figures_of_hard_cases_are_drawn(tmp_path):
