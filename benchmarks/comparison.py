@@ -42,6 +42,7 @@ def compare_systems(
     work: str | Path,
     seeds: int = 1,
     command: str = "compare_systems",
+    note: str | None = None,
 ) -> dict[str, Any]:  # Any: JSON
     """Run all systems on all folds with all seeds; write the split file, JSON, table and figure; return the JSON.
 
@@ -63,6 +64,8 @@ def compare_systems(
         Of each system and fold: 0, 1, and so on.
     command
         What the result file says that it was made by.
+    note
+        What else its readers should know, such as what ran beside.
 
     Raises
     ------
@@ -90,6 +93,7 @@ def compare_systems(
         "seeds": seeds,
         "is_weak": BASELINE in rows and rows[BASELINE]["accuracy"] > WEAK_ABOVE,
         **provenance(command),
+        "note": note,
         "systems": rows,
         "paired_tests": paired_tests(runs, predictions),
         "left_out": left_out,

@@ -35,7 +35,7 @@ def provenance_sentence(results: Results) -> str:
     return (
         f"{measured_sentence(results)} SD over folds; intervals (95%) by drawing folds anew. Seconds and memory of one "
         "run on a CPU, memory beyond the data, Seurat's without R. Systems with * are not inductive: a cell's label "
-        "depends on which others are named with it."
+        f"depends on which others are named with it.{' ' + results['note'] if results.get('note') else ''}"
     )
 
 

@@ -72,6 +72,7 @@ def run_suite(
     output: str | Path = "benchmarks/results",
     work: str | Path = "runs/comparison",
     command: str = "run_suite",
+    note: str | None = None,
 ) -> list[dict[str, Any]]:  # Any: JSON
     """Compare systems, and return the result of each comparison.
 
@@ -95,7 +96,7 @@ def run_suite(
         system is left out.
     marker_types
         JSON file that says which of its types is which label, see `MarkerTable`; default the packaged one.
-    seeds, output, work, command
+    seeds, output, work, command, note
         As for `compare_systems`.
 
     Raises
@@ -131,7 +132,7 @@ def run_suite(
     results = []
     for data, kind in comparisons:
         where: Any = {"kind": kind, "output": output, "work": work, "seeds": seeds, "command": command}
-        results.append(compare_systems(data, chosen, **where))
+        results.append(compare_systems(data, chosen, note=note, **where))
         if few_labels and (data.groups is None or kind == "leave_one_group_out"):
             compare_with_few_labels(data, chosen, few_labels, **where)
     return results

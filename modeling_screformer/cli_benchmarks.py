@@ -37,6 +37,7 @@ def benchmark_suite(
     ] = None,
     system: Annotated[list[str] | None, typer.Option(help="Only this system. Give it once for each.")] = None,
     seeds: Annotated[int, typer.Option(help="Seeds of each system and fold.")] = 1,
+    note: Annotated[str | None, typer.Option(help="Sentence for readers of the tables: what ran beside.")] = None,
     work: Annotated[Path, typer.Option(help="Folder for the result of every run, which is not repeated.")] = Path(
         "runs/comparison"
     ),
@@ -76,6 +77,7 @@ def benchmark_suite(
             output=output,
             work=work,
             command=command,
+            note=note,
         )
     )
     for result in results:

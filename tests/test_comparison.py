@@ -40,6 +40,7 @@ def test_systems_run_on_all_folds_and_missing_ones_are_named(tmp_path):
         output=tmp_path / "out",
         work=tmp_path / "work",
         seeds=2,
+        note="Another program ran beside it.",
     )
     assert len(results["runs"]) == 2 * 4 * 2
     assert list(results["left_out"]) == ["missing"]
@@ -47,6 +48,7 @@ def test_systems_run_on_all_folds_and_missing_ones_are_named(tmp_path):
     assert results["systems"]["nearest"]["less_baseline"]["macro_f1"] == 0
     assert json.loads((tmp_path / "out" / "comparison-cells-leave_one_group_out.json").read_text()) == results
     text = (tmp_path / "out" / "comparison-cells-leave_one_group_out.md").read_text()
+    assert "are named with it. Another program ran beside it." in text
     assert "**Weak set**" in text
     assert "Left out: missing (nowhere is not installed: pip install nowhere" in text
     assert "4 folds, 2 seeds" in text
