@@ -138,7 +138,7 @@ def format_explanation(results: Json) -> str:
         _cost(results),
     ]
     for one in results["classes"]:
-        lines += ["", *_of_class(one)]
+        lines += ["", *format_class(one)]
     return "\n\n".join(line for line in lines if line) + "\n"
 
 
@@ -150,7 +150,8 @@ def _cost(results: Json) -> str:
     return f"{told}; it took {results['seconds']:.0f} s and {results['peak_bytes'] / 1e9:.1f} GB."
 
 
-def _of_class(one: Json) -> list[str]:
+def format_class(one: Json) -> list[str]:
+    """Return the paragraphs of one class: its genes, its checks, the genes that were asked for."""
     lines = [
         f"## {one['class']}",
         f"{one['num_cells']} cells of {one['file']}.",

@@ -121,6 +121,12 @@ class ScReformerSystem:
         scores = np.nan_to_num(named.obsm["screformer_probabilities"])
         return NamedCells(labels.where(labels.notna(), "").tolist(), scores, classes)
 
+    @property
+    def trained(self) -> TrainedModel[ScReformerForCellClassification]:
+        """The fitted classifier."""
+        assert self._trained is not None
+        return self._trained
+
     def _choose_tokenizer(self, adata: AnnData) -> ScReformerTokenizer:
         tokenizer = self._tokenizer or ScReformerTokenizer()
         if self.num_variable_genes is None:

@@ -294,6 +294,12 @@ def benchmark_ablations(context: typer.Context) -> None:
     start("benchmarks.ablations", context.args)
 
 
+@benchmark.command("explanations", context_settings=TRAINER_COMMAND, add_help_option=False)
+def benchmark_explanations(context: typer.Context) -> None:
+    """Explanations of test cells, by all methods. Example: screformer benchmark explanations --class beta"""
+    start("benchmarks.explanations", context.args)
+
+
 @benchmark.command("donors", context_settings=TRAINER_COMMAND, add_help_option=False)
 def benchmark_donors(context: typer.Context) -> None:
     """Cell types of donors never seen. Example: screformer benchmark donors --output benchmarks/results"""

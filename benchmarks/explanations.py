@@ -1,0 +1,275 @@
+"""Explanations on labelled cells: a classifier trained on one part of them, explained on another.
+
+Cells are split at random 60/20/20, stratified; the first two parts train `finetune-small`, the third is explained
+beside a background of the first two. Also what each method makes of the same cells with as many points: how far its
+values are from adding up, how near it comes to expected gradients with many points, and its seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from anndata import AnnData
+from scipy.stats import spearmanr
+
+from screformer.annotation.attributions import METHODS, Sampling
+from screformer.annotation.class_explanation import ExplainOptions
+from screformer.annotation.explain import Explanation, explain_file, file_name
+from screformer.annotation.explained_cells import CellFile, Classifier, choose_cells
+from screformer.annotation.explained_score import ClassScore
+from screformer.annotation.explanation_checks import completeness
+from screformer.annotation.explanation_report import format_class
+from screformer.annotation.explanation_run import Explainer
+from screformer.benchmarks.comparison import SPLIT_SEED, provenance
+from screformer.benchmarks.fine_tuning_runs import without_folders
+from screformer.benchmarks.labelled_data import LabelledData, read_labelled_data
+from screformer.benchmarks.protocol import make_folds
+from screformer.benchmarks.suites import CellsToCompareOn
+from screformer.benchmarks.system_ours import ScReformerSystem
+from screformer.model_cards.markdown import table
+from screformer.tokenization.example_cells import example_cells_path
+from screformer.train.result_files import write_json
+
+logger = logging.getLogger("screformer.benchmarks.explanations")
+Json = dict[str, Any]
+LABEL = "cell_type"
+NUM_REFERENCE_POINTS = 256
+FIGURES = ("beeswarm", "curves")
+
+
+def explain_labelled_cells(
+    data: LabelledData,
+    options: ExplainOptions,
+    *,
+    output: str | Path,
+    work: str | Path,
+    num_compared: int = 10,
+    methods: Sequence[str] = METHODS,
+    command: str = "explain_labelled_cells",
+) -> Json:
+    """Train, explain the test cells, compare methods; write ``explanations-DATA.*``; return the JSON.
+
+    Parameters
+    ----------
+    data
+        Labelled cells.
+    options
+        Of the explanation.
+    output
+        Folder for JSON, Markdown and figures.
+    work
+        Folder for the whole explanation.
+    num_compared
+        Cells of the first class that all methods explain.
+    methods
+        Which.
+    command
+        What the result says that it was made by.
+    """
+    (fold,) = make_folds(data, "random", seed=SPLIT_SEED)
+    train = np.sort(np.concatenate([fold.cells.train, fold.cells.validation]))
+    system = ScReformerSystem()
+    logger.info("fine-tuning on %d cells", len(train))
+    system.fit(data.adata[train].copy(), data.labels[train].tolist(), seed=options.seed)
+    trained = system.trained
+    known, unseen = _labelled(data, train), _labelled(data, fold.cells.test)
+    named = system.predict(data.adata[fold.cells.test].copy())
+    accuracy = float(np.mean(np.array(named.labels) == data.labels[fold.cells.test]))
+    explanation = explain_file(
+        unseen,
+        trained,
+        Path(work, data.name),
+        options,
+        label_column=LABEL,
+        background=known,
+        overwrite=True,
+        announce=logger.info,
+        command=command,
+    )
+    results: Json = {
+        "question": f"Which genes make the cells of {data.name} what they are, to the model?",
+        "data": data.name,
+        "num_train": len(train),
+        "test_accuracy": accuracy,
+        **provenance(command),
+        **{
+            key: explanation.results[key]
+            for key in (
+                "gene_space",
+                "sampling",
+                "score",
+                "num_background",
+                "price",
+                "seconds",
+                "peak_bytes",
+                "classes",
+            )
+        },
+        "methods": _compare_methods(trained, unseen, known, options, methods, num_compared),
+    }
+    _write(results, explanation, Path(output))
+    return results
+
+
+def _labelled(data: LabelledData, rows: npt.NDArray[np.int64]) -> AnnData:
+    adata = data.adata[rows].copy()
+    adata.obs[LABEL] = data.labels[rows].tolist()
+    return adata
+
+
+def _compare_methods(
+    trained: Classifier,
+    unseen: AnnData,
+    known: AnnData,
+    options: ExplainOptions,
+    methods: Sequence[str],
+    num_cells: int,
+) -> list[Json]:
+    """Return a row a method: gap, correlation with the reference over the genes of a cell, seconds a cell."""
+    score = ClassScore.parse(trained.model.config, options.classes[0], options.score)
+    gene_space = options.gene_space or trained.model.config.gene_space
+    chosen = choose_cells(
+        CellFile(unseen, LABEL, progress=False),
+        CellFile(known, LABEL, progress=False),
+        trained,
+        [score],
+        num_cells=num_cells,
+        num_background=options.num_background,
+        gene_space=gene_space,
+        seed=options.seed,
+    )
+    explainer = Explainer(trained.model, chosen.background.bins, gene_space, options.batch_size)
+    bins = chosen.of_class[0].bins
+
+    def values_by(sampling: Sampling) -> tuple[npt.NDArray[np.float32], float]:
+        begin = time.perf_counter()
+        found = [explainer.values(score, own, sampling, number=number) for number, own in enumerate(bins)]
+        return np.stack(found), (time.perf_counter() - begin) / len(bins)
+
+    reference, _ = values_by(Sampling("expected_gradients", NUM_REFERENCE_POINTS, options.seed + 1))
+    rows = []
+    for method in methods:
+        sampling = Sampling(method, options.sampling.num_points, options.seed)  # type: ignore[arg-type]
+        logger.info("%s of %d cells", method, len(bins))
+        values, seconds = values_by(sampling)
+        near = [float(spearmanr(ours, theirs).statistic) for ours, theirs in zip(values, reference, strict=True)]
+        found = completeness(explainer, score, bins, values, sampling)
+        rows.append(
+            {
+                "method": method,
+                "num_points": sampling.num_points,
+                "seconds_a_cell": seconds,
+                "rank_correlation": float(np.median(near)),
+                **found,
+            }
+        )
+    return rows
+
+
+def _write(results: Json, explanation: Explanation, output: Path) -> None:
+    stem = output / f"explanations-{results['data']}"
+    write_json(f"{stem}.json", results)
+    Path(f"{stem}.md").write_text(format_explanations(results), encoding="utf-8")
+    for one in results["classes"]:
+        name = file_name(one["class"])
+        for figure in FIGURES:
+            target = Path(f"{stem}-{figure}-{name}.png")
+            target.write_bytes((explanation.output / f"{figure}-{name}.png").read_bytes())
+
+
+def format_explanations(results: Json) -> str:
+    """Return the result as Markdown."""
+    price, took = results["price"], ""
+    if results["seconds"] is not None:
+        took = f"; it took {results['seconds']:.0f} s and {results['peak_bytes'] / 1e9:.1f} GB"
+    rows = [
+        [
+            row["method"].replace("_", " "),
+            f"{row['num_points']}",
+            f"{row['median_gap']:.1%}",
+            f"{row['largest_gap']:.1%}",
+            f"{row['rank_correlation']:.2f}",
+            f"{row['seconds_a_cell']:.2f}",
+        ]
+        for row in results["methods"]
+    ]
+    columns = ["method", "points", "median gap", "largest gap", "rank correlation with many points", "seconds a cell"]
+    lines = [
+        f"# {results['question']}",
+        f"{results['date']}, `{results['command']}`, screformer {results['versions']['screformer']}. finetune-small, "
+        f"tiny, trained on {results['num_train']:,} cells; accuracy on the test cells, of which some are explained, "
+        f"{results['test_accuracy']:.3f}. {results['gene_space'].capitalize()} gene space; expected gradients, "
+        f"{results['sampling']['num_points']} points a cell, {results['num_background']} background cells of the "
+        f"training. Estimated before: {price['seconds']:.0f} s and {price['peak_bytes'] / 1e9:.1f} GB{took}.",
+        *(text for one in results["classes"] for text in format_class(one)),
+        "## Methods",
+        f"The same {results['methods'][0]['num_cells']} cells of the first class. Gap: by how much a cell's "
+        "values miss what they should sum to. The correlation is over the genes of a cell, with expected gradients of "
+        f"{NUM_REFERENCE_POINTS} points, another seed; median of the cells.",
+        table(columns, rows),
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the command line and run."""
+    parser = argparse.ArgumentParser(
+        prog="screformer benchmark explanations",
+        description="Train on a part of labelled cells, explain another, and compare methods.",
+        epilog='example: screformer benchmark explanations --cells pbmc3k_10x.h5ad --class "T cells=CD4 T cells|CD8 T '
+        'cells" --gene CD3D CD3E CD2 IL7R PTPRC',
+    )
+    parser.add_argument("--cells", help="FILE[:LABELS]; default: the packaged pancreas.")
+    parser.add_argument("--class", dest="classes", nargs="+", required=True, help="As for screformer explain.")
+    parser.add_argument("--gene", nargs="+", default=[], help="Report the places of these.")
+    parser.add_argument("--markers", help="As for screformer explain.")
+    parser.add_argument("--marker-type", nargs="+", default=[], help="As for screformer explain.")
+    parser.add_argument("--score", default="logit", choices=["logit", "log_odds"])
+    parser.add_argument("--points", type=int, default=Sampling().num_points, help="(default: %(default)s)")
+    parser.add_argument("--num-cells", type=int, default=1000, help="Of each class (default: %(default)s).")
+    parser.add_argument("--num-background", type=int, default=500, help="(default: %(default)s)")
+    parser.add_argument("--num-compared", type=int, default=10, help="Cells that all methods explain.")
+    parser.add_argument("--gene-space", choices=["full", "expressed"], help="Instead of the model's.")
+    parser.add_argument("--output", default="benchmarks/results", help="Folder for the results (default: %(default)s).")
+    parser.add_argument("--work", default="runs/explanations", help="Folder for the rest (default: %(default)s).")
+    given = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING)
+    logging.getLogger("screformer.benchmarks").setLevel(logging.INFO)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    one = CellsToCompareOn(str(example_cells_path())) if given.cells is None else CellsToCompareOn.parse(given.cells)
+    options = ExplainOptions(
+        given.classes,
+        sampling=Sampling(num_points=given.points),
+        score=given.score,
+        num_cells=given.num_cells,
+        num_background=given.num_background,
+        gene_space=given.gene_space,
+        genes=given.gene,
+        markers=given.markers,
+        marker_types=given.marker_type,
+    )
+    try:
+        results = explain_labelled_cells(
+            read_labelled_data(one.path, label_column=one.label_column),
+            options,
+            output=given.output,
+            work=given.work,
+            num_compared=given.num_compared,
+            command=f"screformer benchmark explanations {shlex.join(without_folders(arguments))}",
+        )
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"error: {error}")
+    sys.stdout.write(format_explanations(results))
+
+
+if __name__ == "__main__":
+    main()
