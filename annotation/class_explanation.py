@@ -166,7 +166,7 @@ class ClassExplainer:
     ) -> dict[str, Any]:
         bins = own.bins[rows]
         orders: dict[str, npt.NDArray[np.floating]] = {EXPLANATION: values[rows]}
-        orders[RANDOM] = random_order(*bins.shape, self.options.seed)
+        orders[RANDOM] = random_order(len(bins), len(self.vocabulary), self.options.seed)
         if weights is not None:
             orders[REGRESSION] = weights * bins
         described: dict[str, Any] = finite(
@@ -178,7 +178,9 @@ class ClassExplainer:
         is_marker = read_class_markers(self.options, name, self.vocabulary)
         if is_marker is None or self.options.markers is None:
             return None
-        found = marker_overlap(np.abs(values).mean(axis=0, dtype=np.float64), is_marker, own.bins.any(axis=0))
+        found = marker_overlap(
+            np.abs(values).mean(axis=0, dtype=np.float64), is_marker, np.asarray(own.bins.any(axis=0))
+        )
         return {"file": Path(self.options.markers).name, **found}
 
 

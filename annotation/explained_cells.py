@@ -150,13 +150,13 @@ def choose_cells(
                     num_background,
                 )
                 others = np.arange(cells.source.num_cells)
-            beside = [cells.take(_draw(generator, others, num_background)) for _ in range(2)]
+            first, second = (cells.take(_draw(generator, others, num_background)) for _ in range(2))
     if background is not None:
         with _OpenCells(background, trained, gene_space) as cells:
             every = np.arange(cells.source.num_cells)
-            beside = [cells.take(_draw(generator, every, num_background)) for _ in range(2)]
+            first, second = (cells.take(_draw(generator, every, num_background)) for _ in range(2))
             inputs.append(cells.source.describe_input())
-    return CellsToExplain(of_class, *beside, inputs)
+    return CellsToExplain(of_class, first, second, inputs)
 
 
 def _draw(generator: np.random.Generator, rows: Int64Array, number: int) -> Int64Array:

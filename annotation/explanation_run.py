@@ -127,15 +127,17 @@ def estimate(
     explainer.values(score, pilots[0], sampling, number=0)  # the first call is slower
     forget_peak()
     sizes = explainer.num_tokens(pilots)
-    of_values = _line(
-        sizes, [_seconds(lambda cell=cell: explainer.values(score, cell, sampling, number=0)) for cell in pilots]
-    )
     few = explainer.background[:NUM_PILOT_PASSES]
 
-    def passes(cell: Bins) -> object:
-        return explainer.cell(score, cell).at_bins(few[:, explainer.cell(score, cell).positions])
+    def explain(cell: Bins) -> object:
+        return explainer.values(score, cell, sampling, number=0)
 
-    of_passes = _line(sizes, [_seconds(lambda cell=cell: passes(cell)) / (len(few) + 2) for cell in pilots])
+    def look_at(cell: Bins) -> object:
+        own = explainer.cell(score, cell)
+        return own.at_bins(few[:, own.positions])
+
+    of_values = _line(sizes, [_seconds(explain, cell) for cell in pilots])
+    of_passes = _line(sizes, [_seconds(look_at, cell) / (len(few) + 1) for cell in pilots])
     seconds = 0.0
     for bins in bins_of.values():
         lengths = explainer.num_tokens(bins)
@@ -147,9 +149,9 @@ def estimate(
     return Price(seconds, peak_process_memory())
 
 
-def _seconds(call: Callable[[], object]) -> float:
+def _seconds(call: Callable[[Bins], object], cell: Bins) -> float:
     begin = time.perf_counter()
-    call()
+    call(cell)
     return time.perf_counter() - begin
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from screformer.annotation.added_elements import write_parquet
 from screformer.annotation.annotated_copy import dated
 from screformer.annotation.gene_interactions import AnyModel, GeneInteractions, TypeInteractions, find_gene_interactions
-from screformer.train.figures import FONT_SIZE, _new_figure, _save, _shorten
+from screformer.train.figures import FONT_SIZE, _shorten, new_figure, save_figure
 from screformer.train.result_files import finite, write_json, written_aside
 
 STEM = "interactions"
@@ -116,7 +116,7 @@ def plot_interactions(found: GeneInteractions, path: str | Path) -> None:
     shown = sorted(found.types, key=lambda one: -one.num_cells)[:MOST_PANELS]
     columns = min(PANEL_COLUMNS, len(shown))
     rows = -(-len(shown) // columns)
-    figure, _ = _new_figure(6.6 * columns, 0.5 + 6.0 * rows, num_panels=len(shown), num_rows=rows)
+    figure, _ = new_figure(6.6 * columns, 0.5 + 6.0 * rows, num_panels=len(shown), num_rows=rows)
     for axes, one in zip(figure.axes, shown, strict=True):
         genes = strongest_genes(one)
         values = one.attention_given_both[genes][:, genes].toarray()
@@ -133,7 +133,7 @@ def plot_interactions(found: GeneInteractions, path: str | Path) -> None:
         bar.ax.tick_params(labelsize=FONT_SIZE - 3)
     some = f": {len(shown)} of {len(found.types)} types, those of most cells" if len(shown) < len(found.types) else ""
     figure.suptitle(f"Attention between genes{some}")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def strongest_genes(of_type: TypeInteractions) -> npt.NDArray[np.int64]:
