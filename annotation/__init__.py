@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from screformer.annotation.annotate import AnnotationSummary, annotate, annotate_file
+    from screformer.annotation.class_explanation import ExplainOptions
     from screformer.annotation.embed import EmbeddingSummary, embed_file
+    from screformer.annotation.explain import Explanation, explain_file
     from screformer.annotation.gene_interactions import GeneInteractions, TypeInteractions, find_gene_interactions
     from screformer.annotation.interaction_files import InteractionSummary, interactions_file
     from screformer.annotation.label_tree import LabelTree
@@ -22,6 +24,9 @@ _HOMES = {
     "calibrate_checkpoint": "recalibration",
     "EmbeddingSummary": "embed",
     "embed_file": "embed",
+    "Explanation": "explain",
+    "ExplainOptions": "class_explanation",
+    "explain_file": "explain",
     "GeneInteractions": "gene_interactions",
     "TypeInteractions": "gene_interactions",
     "find_gene_interactions": "gene_interactions",
@@ -40,6 +45,9 @@ __all__ = [  # noqa: RUF022 - grouped by module
     "calibrate_checkpoint",
     "EmbeddingSummary",
     "embed_file",
+    "Explanation",
+    "ExplainOptions",
+    "explain_file",
     "GeneInteractions",
     "TypeInteractions",
     "find_gene_interactions",
