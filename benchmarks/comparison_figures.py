@@ -11,7 +11,13 @@ import numpy as np
 from screformer.benchmarks.comparison_statistics import BASELINE, OURS
 from screformer.model_cards.page_blocks import Picture
 from screformer.train.calibration_record import plot_reliability_of_systems
-from screformer.train.figures import plot_comparison, plot_confusion_matrix, plot_cost, plot_roc_curves
+from screformer.train.figures import (
+    plot_comparison,
+    plot_confusion_matrix,
+    plot_cost,
+    plot_proportions,
+    plot_roc_curves,
+)
 
 Results = Mapping[str, Any]  # Any: JSON
 SCORES = ("accuracy", "macro_f1")
@@ -20,7 +26,7 @@ SHORTEST = 1e-3  # seconds; times are rounded to that, and 0 has no place on a l
 
 
 def comparison_pictures(results: Results, title: str, folder: Path) -> list[Picture]:
-    """Draw scores, cost, ROC, confusion matrices and calibration into a folder; what was not measured is left out.
+    """Draw scores, cost, cell types, ROC, confusion matrices and calibration; what was not measured is left out.
 
     ROC, confusion matrix and calibration are of ours, or of the best system where ours is missing, and the latter two
     of logistic regression as well.
@@ -31,6 +37,7 @@ def comparison_pictures(results: Results, title: str, folder: Path) -> list[Pict
     pictures = [
         _scores(results, title, folder / f"{stem}-scores.png"),
         _cost(results["systems"], leading, title, folder / f"{stem}-cost.png"),
+        _cell_types(shown[leading], results["data"], folder / f"{stem}-cell_types.png"),
         _roc(results["systems"], leading, title, folder / f"{stem}-roc.png"),
         *(_confusion(row, title, folder / f"{stem}-confusion-{name}.png") for name, row in shown.items()),
         _reliability(shown, title, folder / f"{stem}-reliability.png"),
@@ -70,6 +77,17 @@ def _cost(systems: Results, leading: str, title: str, path: Path) -> Picture | N
         "What a system costs beside how well it does; one run on a CPU. The majority class is left out.",
         f"Macro-F1 over seconds of {len(points)} systems, from {min(points.values())[0]:.2g} to "
         f"{max(points.values())[0]:.2g} seconds.",
+    )
+
+
+def _cell_types(row: Mapping[str, Any], data: str, path: Path) -> Picture:
+    counts = {name: sum(own) for name, own in zip(row["label_names"], row["confusion_matrix"], strict=True) if sum(own)}
+    plot_proportions({data: counts}, path, title="Cell types", group_name="data")
+    most = max(counts, key=lambda name: counts[name])
+    return Picture(
+        path,
+        "Cell types of the test cells of all folds.",
+        f"Shares of {len(counts)} cell types; the commonest is {most}, {counts[most] / sum(counts.values()):.0%}.",
     )
 
 

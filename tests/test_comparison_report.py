@@ -109,7 +109,15 @@ def test_the_html_is_whole_and_needs_nothing_else(page):
     links = [link["href"] for link in html.all("a")]
     assert len(links) >= 5
     assert {link.removeprefix("#") for link in links} <= targets
-    for ending in ("scores", "cost", "roc", "confusion-screformer", "confusion-logistic_regression", "reliability"):
+    for ending in (
+        "scores",
+        "cost",
+        "cell_types",
+        "roc",
+        "confusion-screformer",
+        "confusion-logistic_regression",
+        "reliability",
+    ):
         assert f"pancreas-five_fold-{ending}.png" in figures
 
 
