@@ -42,8 +42,8 @@ class SeuratLabelTransfer:
 
     Attributes
     ----------
-    seurat_version
-        Of the installed package; None before fit().
+    seurat_version, r_version
+        Of what is installed; None before fit().
     """
 
     title = "Seurat label transfer"
@@ -51,6 +51,7 @@ class SeuratLabelTransfer:
 
     def __init__(self) -> None:
         self.seurat_version: str | None = None
+        self.r_version: str | None = None
         self._genes: list[str] | None = None
 
     def fit(self, adata: AnnData, labels: Sequence[str], *, groups: Sequence[str] | None = None, seed: int = 0) -> None:
@@ -63,7 +64,7 @@ class SeuratLabelTransfer:
         ValueError
             There is not one label a cell, there are too few labels or cells, or counts are not raw.
         """
-        self.seurat_version = need_seurat()
+        self.seurat_version, self.r_version = need_seurat()
         cells = training_cells(adata, labels)
         _check_number_of_cells(adata)
         self._counts, self._class_ids, self._seed = sparse.csr_array(adata.X), cells.class_ids, seed
@@ -91,20 +92,23 @@ class SeuratLabelTransfer:
         return named_by_scores(scores, self._classes)
 
 
-def need_seurat() -> str:
-    """Return the version of Seurat, or raise ImportError, with the remedy, unless R has it and hdf5r."""
+def need_seurat() -> tuple[str, str]:
+    """Return the versions of Seurat and R, or raise ImportError, with the remedy, unless R has it and hdf5r."""
     if shutil.which("Rscript") is None:
         raise ImportError(f"R is not installed, there is no Rscript on the PATH: {REMEDY}")
     named = ", ".join(f"'{name}'" for name in R_PACKAGES)
-    look = f"for (p in c({named})) cat(if (nzchar(system.file(package = p))) format(packageVersion(p)), '\\n')"
+    look = (
+        f"for (p in c({named})) cat(if (nzchar(system.file(package = p))) format(packageVersion(p)), '\\n'); "
+        "cat(format(getRversion()))"
+    )
     try:
-        versions = [line.strip() for line in run_r(["-e", look]).splitlines()]
+        *versions, r_version = (line.strip() for line in run_r(["-e", look]).splitlines())
     except ChildProcessError as error:
         raise ImportError(str(error)) from error
     missing = [name for name, version in zip(R_PACKAGES, versions, strict=True) if not version]
     if missing:
         raise ImportError(f"R lacks {' and '.join(missing)}: {REMEDY}")
-    return versions[0]
+    return versions[0], r_version
 
 
 def run_r(arguments: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ from screformer.benchmarks.known_systems import REQUIREMENTS, SYSTEMS, missing_p
 from screformer.benchmarks.system_seurat import SeuratLabelTransfer, run_r, write_cells
 
 LABELS = ["T cell, CD4+ (naive)", "T cell, CD4+ [naive]", "β cell/max"]  # which R would mangle, two of them alike
-CHECKING = '[ "$2" = -e ] && { printf "5.1.0\\n1.3.8\\n"; exit 0; }\n'  # the packages are there
+CHECKING = '[ "$2" = -e ] && { printf "5.1.0\\n1.3.8\\n4.2.2"; exit 0; }\n'  # the packages are there
 
 
 def made_up_cells(seed: int, num_cells: int = 60) -> tuple[anndata.AnnData, list[str]]:
@@ -60,7 +60,7 @@ def test_without_rscript_fit_says_how_to_get_it(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("printed", "missing"), [(r"\n1.3.8\n", "R lacks Seurat:"), (r"\n\n", "R lacks Seurat and hdf5r: make")]
+    ("printed", "missing"), [(r"\n1.3.8\n4.2.2", "R lacks Seurat:"), (r"\n\n4.2.2", "R lacks Seurat and hdf5r: make")]
 )
 def test_missing_packages_of_r_are_named(fake_rscript, printed, missing):
     fake_rscript(f"printf '{printed}'")
@@ -82,7 +82,7 @@ def test_a_failing_script_shows_what_r_wrote_and_leaves_no_files(fake_rscript, t
     adata, labels = made_up_cells(0)
     system = SeuratLabelTransfer()
     system.fit(adata, labels)
-    assert system.seurat_version == "5.1.0"
+    assert (system.seurat_version, system.r_version) == ("5.1.0", "4.2.2")
     with pytest.raises(ChildProcessError, match=r"(?s)exit code 3; if a package is .*\nline 11\n.*line 30$"):
         system.predict(adata)
     assert not list(folder.iterdir())
