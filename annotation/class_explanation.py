@@ -26,8 +26,8 @@ from screformer.annotation.explanation_checks import (
     regression_weights,
     stability,
 )
-from screformer.annotation.explanation_report import gene_table
 from screformer.annotation.explanation_run import Checks, Explainer, explain_cells
+from screformer.annotation.explanation_tables import gene_table
 from screformer.tokenization.gene_vocabulary import GeneVocabulary
 from screformer.train.collator import GeneSpace
 from screformer.train.result_files import finite

@@ -31,20 +31,15 @@ from screformer.annotation.explanation_figures import (
     plot_gene_bars,
     top_genes,
 )
-from screformer.annotation.explanation_report import (
-    NUM_LISTED,
-    checks,
-    format_explanation,
-    write_h5ad,
-    write_parquet,
-)
+from screformer.annotation.explanation_page import NUM_LISTED, TITLE, check_sentences, file_name, write_page
 from screformer.annotation.explanation_run import Explainer, estimate
+from screformer.annotation.explanation_tables import write_h5ad, write_parquet
 from screformer.annotation.perturb import find_genes
 from screformer.annotation.trained_model import load_classifier
 from screformer.configuration_screformer import ScReformerConfig
 from screformer.tokenization.gene_vocabulary import GeneVocabulary
 from screformer.train.process_memory import forget_peak, peak_process_memory
-from screformer.train.result_files import finite, software_versions, write_json, written_aside
+from screformer.train.result_files import finite, software_versions, write_json
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -78,8 +73,9 @@ class Explanation:
         lines = []
         for one in self.results["classes"]:
             genes = ", ".join(row["gene"] + ("" if row["sign"] > 0 else " (-)") for row in one["top"])
-            lines += [f"{one['class']}, {one['num_cells']:,} cells: {genes}", *checks(one)]
-        return "\n".join([*lines, f"All of it: {self.output / 'explanation.md'}"])
+            lines.append(f"{one['class']}, {one['num_cells']:,} cells: {genes}")
+            lines += [f"- {sentence}" for sentence in check_sentences(one)]
+        return "\n".join([*lines, f"All of it: {self.output / 'explanation.html'}"])
 
 
 def explain_file(
@@ -101,9 +97,10 @@ def explain_file(
 ) -> Explanation:
     """Explain classes of a classifier by cells of a file, check it, and write tables, figures and an h5ad.
 
-    In `output`: ``explanation.json`` and ``.md``, ``genes.parquet`` (a row a gene and class), ``explanation.h5ad`` (see
-    `write_h5ad`), and for each class ``beeswarm-CLASS.png``, ``genes-CLASS.png`` and ``curves-CLASS.png``; with several
-    classes ``classes.png``. Values are kept in a folder there until all is written: a run that is stopped goes on.
+    In `output`: ``explanation.json``, ``.md`` and ``.html``, ``genes.parquet`` (a row a gene and class),
+    ``explanation.h5ad`` (see `write_h5ad`), and for each class ``beeswarm-CLASS.png``, ``genes-CLASS.png`` and
+    ``curves-CLASS.png``; with several classes ``classes.png``. Values are kept in a folder there until all is written:
+    a run that is stopped goes on.
 
     Parameters
     ----------
@@ -176,7 +173,7 @@ def explain_file(
     forget_peak()
     found = [run.explain(number, *pair) for number, pair in enumerate(of_class.items())]
     results = {
-        "question": "Which genes make a cell one of its type, to the model?",
+        "question": TITLE,
         "date": date.today().isoformat(),
         "command": command,
         "versions": software_versions(),
@@ -252,8 +249,7 @@ def _write(
     record = {key: results[key] for key in ("date", "command", "score", "gene_space")}
     cells = {one.score.name: one.cells for one in found}
     write_h5ad(cells, values, vocabulary, record, target / "explanation.h5ad")
-    with written_aside(target / "explanation.md") as aside:
-        aside.write_text(format_explanation(results), encoding="utf-8")
+    write_page(results, target)
     write_json(target / RESULT_FILE, results)  # last: where it is, the explanation is complete
 
 
@@ -261,8 +257,3 @@ def _class_means(values: Mapping[str, Values], names: Sequence[str]) -> pd.DataF
     genes = list(dict.fromkeys(gene for own in values.values() for gene in top_genes(own, NUM_HEAT_MAP_GENES).tolist()))
     means = {name: own[:, genes].mean(axis=0) for name, own in values.items()}
     return pd.DataFrame(means, index=[names[gene] for gene in genes])
-
-
-def file_name(name: str) -> str:
-    """Return a class's name as part of a file's."""
-    return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name)

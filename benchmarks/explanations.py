@@ -23,11 +23,11 @@ from scipy.stats import spearmanr
 
 from screformer.annotation.attributions import METHODS, Sampling
 from screformer.annotation.class_explanation import ExplainOptions
-from screformer.annotation.explain import Explanation, explain_file, file_name
+from screformer.annotation.explain import Explanation, explain_file
 from screformer.annotation.explained_cells import CellFile, Classifier, choose_cells
 from screformer.annotation.explained_score import ClassScore
 from screformer.annotation.explanation_checks import completeness
-from screformer.annotation.explanation_report import format_class
+from screformer.annotation.explanation_page import class_blocks, file_name
 from screformer.annotation.explanation_run import Explainer
 from screformer.benchmarks.comparison import SPLIT_SEED, provenance
 from screformer.benchmarks.fine_tuning_runs import without_folders
@@ -35,7 +35,7 @@ from screformer.benchmarks.labelled_data import LabelledData, read_labelled_data
 from screformer.benchmarks.protocol import make_folds
 from screformer.benchmarks.suites import CellsToCompareOn
 from screformer.benchmarks.system_ours import ScReformerSystem
-from screformer.model_cards.markdown import table
+from screformer.model_cards.page_blocks import Block, Cells, Heading, Text, blocks_as_markdown
 from screformer.tokenization.example_cells import example_cells_path
 from screformer.train.result_files import write_json
 
@@ -176,18 +176,17 @@ def _compare_methods(
 
 
 def _write(results: Json, explanation: Explanation, output: Path) -> None:
-    stem = output / f"explanations-{results['data']}"
-    write_json(f"{stem}.json", results)
-    Path(f"{stem}.md").write_text(format_explanations(results), encoding="utf-8")
+    name = f"explanations-{results['data']}"
+    write_json(output / f"{name}.json", results)
     for one in results["classes"]:
-        name = file_name(one["class"])
         for figure in FIGURES:
-            target = Path(f"{stem}-{figure}-{name}.png")
-            target.write_bytes((explanation.output / f"{figure}-{name}.png").read_bytes())
+            own = f"{figure}-{file_name(one['class'])}.png"
+            (output / f"{name}-{own}").write_bytes((explanation.output / own).read_bytes())
+    (output / f"{name}.md").write_text(format_explanations(results, output), encoding="utf-8")
 
 
-def format_explanations(results: Json) -> str:
-    """Return the result as Markdown."""
+def format_explanations(results: Json, folder: Path) -> str:
+    """Return the result as Markdown; the figures lie in `folder`."""
     price, took = results["price"], ""
     if results["seconds"] is not None:
         took = f"; it took {results['seconds']:.0f} s and {results['peak_bytes'] / 1e9:.1f} GB"
@@ -203,21 +202,28 @@ def format_explanations(results: Json) -> str:
         for row in results["methods"]
     ]
     columns = ["method", "points", "median gap", "largest gap", "rank correlation with many points", "seconds a cell"]
-    lines = [
-        f"# {results['question']}",
-        f"{results['date']}, `{results['command']}`, screformer {results['versions']['screformer']}. finetune-small, "
-        f"tiny, trained on {results['num_train']:,} cells; accuracy on the test cells, of which some are explained, "
-        f"{results['test_accuracy']:.3f}. {results['gene_space'].capitalize()} gene space; expected gradients, "
-        f"{results['sampling']['num_points']} points a cell, {results['num_background']} background cells of the "
-        f"training. Estimated before: {price['seconds']:.0f} s and {price['peak_bytes'] / 1e9:.1f} GB{took}.",
-        *(text for one in results["classes"] for text in format_class(one)),
-        "## Methods",
-        f"The same {results['methods'][0]['num_cells']} cells of the first class. Gap: by how much a cell's "
-        "values miss what they should sum to. The correlation is over the genes of a cell, with expected gradients of "
-        f"{NUM_REFERENCE_POINTS} points, another seed; median of the cells.",
-        table(columns, rows),
+    blocks: list[Block] = [
+        Text(
+            f"{results['date']}, `{results['command']}`, screformer {results['versions']['screformer']}. "
+            f"finetune-small, tiny, trained on {results['num_train']:,} cells; accuracy on the test cells, of which "
+            f"some are explained, {results['test_accuracy']:.3f}. {results['gene_space'].capitalize()} gene space; "
+            "expected gradients, "
+            f"{results['sampling']['num_points']} points a cell, {results['num_background']} background cells of the "
+            f"training. Estimated before: {price['seconds']:.0f} s and {price['peak_bytes'] / 1e9:.1f} GB{took}."
+        )
     ]
-    return "\n\n".join(lines) + "\n"
+    for one in results["classes"]:
+        blocks += class_blocks(one, folder, stem=f"explanations-{results['data']}-")
+    blocks += [
+        Heading("Methods"),
+        Text(
+            f"The same {results['methods'][0]['num_cells']} cells of the first class. Gap: by how much a cell's values "
+            "miss what they should sum to. The correlation is over the genes of a cell, with expected gradients of "
+            f"{NUM_REFERENCE_POINTS} points, another seed; median of the cells."
+        ),
+        Cells("Methods", columns, rows),
+    ]
+    return blocks_as_markdown(results["question"], blocks, folder=folder)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -268,7 +274,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
-    sys.stdout.write(format_explanations(results))
+    sys.stdout.write(format_explanations(results, Path(given.output)))
 
 
 if __name__ == "__main__":

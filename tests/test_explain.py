@@ -26,8 +26,8 @@ from screformer.annotation.explanation_checks import (
     stability,
 )
 from screformer.annotation.explanation_figures import plot_beeswarm, plot_class_heat_map
-from screformer.annotation.explanation_report import gene_table
 from screformer.annotation.explanation_run import Checks, Explainer, estimate
+from screformer.annotation.explanation_tables import gene_table
 from screformer.annotation.trained_model import TrainedModel
 from screformer.cli import app
 from screformer.modeling_screformer import ScReformerForCellClassification
@@ -113,10 +113,9 @@ def test_planted_genes_are_found_and_everything_is_written(trained, cells, tmp_p
     assert alpha["markers"]["num_markers"] == 3
 
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {
-        "beeswarm-alpha.png", "beeswarm-beta.png", "classes.png", "curves-alpha.png", "curves-beta.png",
-        "explanation.h5ad", "explanation.json", "explanation.md", "genes-alpha.png", "genes-beta.png", "genes.parquet",
-    }  # fmt: skip
+    of_classes = {f"{figure}-{name}.png" for figure in ("beeswarm", "curves", "genes") for name in LABELS}
+    pages = {f"explanation.{ending}" for ending in ("h5ad", "html", "json", "md")}
+    assert names == {"classes.png", "genes.parquet", *of_classes, *pages}
     for name in names:
         if name.endswith(".png"):
             with Image.open(tmp_path / "out" / name) as image:
@@ -132,8 +131,11 @@ def test_planted_genes_are_found_and_everything_is_written(trained, cells, tmp_p
         np.abs(of_alpha.layers["values"].toarray()).mean(axis=0), adata.varm["mean_abs_value"]["alpha"], rtol=1e-5
     )
     text = (tmp_path / "out" / "explanation.md").read_text()
-    for words in ("**Adds up**", "**Stays the same**", "**Genes taken away**", "**Known markers**: 2 of the 2 genes"):
+    for words in ("It adds up", "It stays the same", "Genes taken away", "Known markers: 2 of the 2 genes"):
         assert words in text
+    html = (tmp_path / "out" / "explanation.html").read_text()
+    assert html.count("data:image/png;base64,") == 5
+    assert "http://" not in html
     assert str(found).startswith(f"alpha, 12 cells: GENE{RAISES}, GENE{LOWERS} (-)")
 
 

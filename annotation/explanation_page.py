@@ -1,0 +1,174 @@
+"""An explanation as a page: what was explained and how, each class with its genes, checks and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from screformer.annotation.explanation_checks import EXPLANATION
+from screformer.model_cards.page_blocks import (
+    Block,
+    Bullets,
+    Cells,
+    Heading,
+    Picture,
+    Text,
+    blocks_as_markdown,
+    write_blocks_as_html,
+)
+from screformer.train.result_files import written_aside
+
+Json = Mapping[str, Any]
+NUM_LISTED = 20
+PAGE = "explanation"
+TITLE = "Which genes make a cell one of its type, to the model?"
+GENE_COLUMNS = (
+    "place", "gene", "mean absolute value", "mean value", "where expressed", "high expression", "share of cells",
+    "of the background", "mean bin", "place by logistic regression",
+)  # fmt: skip
+
+
+def write_page(results: Json, folder: Path) -> None:
+    """Write ``explanation.md`` and ``explanation.html``; the figures are in the folder already."""
+    blocks: list[Block] = [Text(_how(results)), Text(_cost(results))]
+    for one in results["classes"]:
+        blocks += class_blocks(one, folder)
+    if len(results["classes"]) > 1:
+        blocks += [
+            Heading("Classes beside each other"),
+            Picture(
+                folder / "classes.png",
+                "Mean values of the genes that count most, in the cells of each class.",
+                f"Heat map of genes by {len(results['classes'])} classes.",
+            ),
+        ]
+    with written_aside(folder / f"{PAGE}.md") as aside:
+        aside.write_text(blocks_as_markdown(TITLE, blocks, folder=folder), encoding="utf-8")
+    write_blocks_as_html(folder / f"{PAGE}.html", TITLE, blocks)
+
+
+def _how(results: Json) -> str:
+    return (
+        f"{results['date']}, `{results['command']}`, screformer {results['versions']['screformer']}, model "
+        f"`{Path(results['model']['name']).name}`, {results['gene_space']} gene space. Values by "
+        f"{results['sampling']['method'].replace('_', ' ')}, {results['sampling']['num_points']} points a cell, beside "
+        f"{results['num_background']} background cells of {results['background_file']}. They are in units of the "
+        f"class's {results['score'].replace('_', ' ')}, and sum to that of the cell less the background's."
+    )
+
+
+def _cost(results: Json) -> str:
+    price = results["price"]
+    told = f"Estimated before: {price['seconds']:.0f} s and {price['peak_bytes'] / 1e9:.1f} GB"
+    if results["seconds"] is None:
+        return f"{told}; some of the values are of an earlier run, so that the whole has no time."
+    return f"{told}; it took {results['seconds']:.0f} s and {results['peak_bytes'] / 1e9:.1f} GB."
+
+
+def class_blocks(one: Json, folder: Path, *, stem: str = "") -> list[Block]:
+    """Return one class: its genes, checks and figures, and the genes that were asked for.
+
+    Parameters
+    ----------
+    one
+        Of the record's ``classes``.
+    folder
+        Where the figures lie.
+    stem
+        What their names begin with.
+    """
+    name, named = one["class"], file_name(one["class"])
+    top = one["top"][0]["gene"] if one["top"] else "none"
+    blocks: list[Block] = [
+        Heading(name),
+        Text(f"{one['num_cells']:,} cells of {one['file']}."),
+        Cells(f"Genes of {name}", GENE_COLUMNS, _gene_rows(one["top"])),
+        Bullets(check_sentences(one)),
+        Picture(
+            folder / f"{stem}beeswarm-{named}.png",
+            "A point a cell: what the gene adds to the class's score, coloured by its expression.",
+            f"Beeswarm of the values of {len(one['top'])} genes; the first is {top}.",
+        ),
+        Picture(
+            folder / f"{stem}curves-{named}.png",
+            "The class's probability as expressed genes are taken away, the highest first, and as they come back.",
+            "Curves of the mean probability over the number of genes, by three orders of the genes.",
+        ),
+    ]
+    if one["genes_asked"]:
+        blocks += [Heading("Genes that were asked for", 3)]
+        blocks += [Cells(f"Genes asked for, {name}", GENE_COLUMNS, _gene_rows(one["genes_asked"]))]
+    return blocks
+
+
+def _gene_rows(genes: Sequence[Json]) -> list[list[str]]:
+    return [
+        [
+            f"{row['place']}",
+            row["gene"],
+            f"{row['mean_abs_value']:.4f}",
+            f"{row['mean_value']:+.4f}",
+            "-" if row["mean_where_expressed"] is None else f"{row['mean_where_expressed']:+.4f}",
+            "raises" if row["sign"] > 0 else "lowers",
+            f"{row['share_expressed']:.0%}",
+            f"{row['background_share_expressed']:.0%}",
+            f"{row['mean_bin']:.2f}",
+            f"{row['regression_place'] or '-'}",
+        ]
+        if row["place"] is not None
+        else ["-", row["gene"], *["-"] * (len(GENE_COLUMNS) - 2)]
+        for row in genes
+    ]
+
+
+def check_sentences(one: Json) -> list[str]:
+    """Return what a class's explanation is worth, a sentence a check."""
+    gap, stable, markers = one["completeness"], one["stability"], one["markers"]
+    lines = [
+        f"It adds up: the values of a cell miss the difference to the background by {gap['median_gap']:.1%} (median of "
+        f"{gap['num_cells']} cells; the most is {gap['largest_gap']:.1%}). The mean difference is "
+        f"{gap['mean_effect']:+.2f}.",
+        f"It stays the same: with another seed and another background the ranks of the {stable['num_genes']} genes "
+        f"that count most correlate at {_shown(stable['rank_correlation'])} ({stable['num_cells']} cells), and "
+        f"{stable['shared']:.0%} of them are among them again.",
+        *_curve_sentences(one["curves"]),
+    ]
+    if markers is not None:
+        lines.append(
+            f"Known markers: {markers['hits']} of the {markers['num_top']} genes that count most are among the "
+            f"{markers['num_markers']} of {markers['file']}; by chance {markers['expected']:.1f} would be (p = "
+            f"{markers['p']:.2g}, hypergeometric, {markers['num_seen']:,} expressed genes)."
+        )
+    return lines
+
+
+def _curve_sentences(curves: Json) -> list[str]:
+    lines = []
+    for name, words, wanted, sign in (
+        ("deletion_probability", "taken away", "falls", -1), ("insertion_probability", "put back alone", "rises", 1)
+    ):  # fmt: skip
+        told = [
+            f"{_verdict(sign, one)} than by {order} ({one['mean']:+.3f}, {one['interval'][0]:+.3f} to "
+            f"{one['interval'][1]:+.3f})"
+            for order, one in curves[name]["less"].items()
+        ]
+        lines.append(
+            f"Genes {words}: the probability is {curves[name]['areas'][EXPLANATION]:.3f} on average over "
+            f"{curves['steps'][1]} to {curves['steps'][-1]} genes; it {wanted} {'; '.join(told)}."
+        )
+    return lines
+
+
+def _verdict(sign: int, difference: Json) -> str:
+    low, high = sorted(sign * end for end in difference["interval"])
+    return "faster" if low > 0 else "slower" if high < 0 else "no faster and no slower"
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def file_name(name: str) -> str:
+    """Return a class's name as part of a file's."""
+    return "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in name)
