@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from scipy.sparse import csr_matrix, vstack
 from torch import Tensor
 
-from screformer.lsh_attention import SELF_SCORE, _look_one_back, _to_chunks, _unit
+from screformer.lsh_attention import SELF_SCORE, look_one_back, to_chunks, unit_vectors
 from screformer.modeling_screformer import ScReformerAttention, ScReformerModel
 
 # Bounds what is held at once: scores (32 MB each copy; with their keys 100 MB), and sums of pairs (8 MB).
@@ -151,7 +151,7 @@ def lsh_rows(
     places = F.pad(places, (0, 1), value=num_wanted)  # the last is what fills a chunk up, number -1
     for start in range(0, heads, step):
         some = slice(start, start + step)
-        tokens = _to_chunks(order[some] + 1, bucket_size) - 1
+        tokens = to_chunks(order[some] + 1, bucket_size) - 1
         yield _lsh_rows(query_key[some], tokens, places, num_wanted)
 
 
@@ -159,7 +159,7 @@ def exact_rows(query_key: Tensor, places: Tensor, num_wanted: int) -> Iterator[A
     """Yield exact attention summed over heads, some queries at a time; parameters as for `lsh_rows`."""
     heads, length, width = query_key.shape
     wanted = (places < num_wanted).nonzero()[:, 0]
-    key = _unit(query_key).transpose(1, 2)
+    key = unit_vectors(query_key).transpose(1, 2)
     for some in wanted.split(max(1, MOST_SCORES // (heads * length))):
         scores = (query_key[:, some] / math.sqrt(width)) @ key
         scores[:, torch.arange(len(some), device=some.device), some] = SELF_SCORE
@@ -209,10 +209,10 @@ def _lsh_rows(query_key: Tensor, tokens: Tensor, places: Tensor, num_wanted: int
     """
     every_head = torch.arange(len(query_key), device=tokens.device)[:, None, None, None]
     query = F.pad(query_key, (0, 0, 0, 1))[every_head, tokens]
-    scores = (query / math.sqrt(query.shape[-1])) @ _look_one_back(_unit(query)).transpose(-1, -2)
+    scores = (query / math.sqrt(query.shape[-1])) @ look_one_back(unit_vectors(query)).transpose(-1, -2)
     is_row = places[tokens] < num_wanted
     head, hash_round, chunk, _ = is_row.nonzero(as_tuple=True)
-    own, seen = tokens[is_row], (_look_one_back(tokens + 1) - 1)[head, hash_round, chunk]
+    own, seen = tokens[is_row], (look_one_back(tokens + 1) - 1)[head, hash_round, chunk]
     scores = scores[is_row]
     scores.masked_fill_(seen == own[:, None], SELF_SCORE).masked_fill_(seen < 0, -math.inf)
     queries = places[own]

@@ -13,7 +13,7 @@ import pandas as pd
 from screformer.annotation.added_elements import write_parquet
 from screformer.annotation.annotated_copy import dated
 from screformer.annotation.gene_interactions import AnyModel, GeneInteractions, TypeInteractions, find_gene_interactions
-from screformer.train.figures import FONT_SIZE, _shorten, new_figure, save_figure
+from screformer.train.figures import FONT_SIZE, new_figure, save_figure, shorten
 from screformer.train.result_files import finite, write_json, written_aside
 
 STEM = "interactions"
@@ -120,12 +120,12 @@ def plot_interactions(found: GeneInteractions, path: str | Path) -> None:
     for axes, one in zip(figure.axes, shown, strict=True):
         genes = strongest_genes(one)
         values = one.attention_given_both[genes][:, genes].toarray()
-        names = [_shorten(found.symbols[gene]) for gene in genes]
+        names = [shorten(found.symbols[gene]) for gene in genes]
         image = axes.imshow(values, cmap="cividis", vmin=0)
         axes.set_xticks(range(len(names)), names, rotation=90)
         axes.set_yticks(range(len(names)), names)
         axes.tick_params(labelsize=FONT_SIZE - 3)
-        axes.set_title(f"{_shorten(one.name)} ({one.num_cells:,} cells)", fontsize=FONT_SIZE)
+        axes.set_title(f"{shorten(one.name)} ({one.num_cells:,} cells)", fontsize=FONT_SIZE)
         axes.set_xlabel("Key gene", fontsize=FONT_SIZE - 1)
         axes.set_ylabel("Query gene", fontsize=FONT_SIZE - 1)
         bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03)

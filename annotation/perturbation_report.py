@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from screformer.annotation.perturbation_null import MAX_RANK_DIFFERENCE
 from screformer.annotation.perturbation_results import Record
 from screformer.model_cards.markdown import bullets, format_value, plain, table
-from screformer.train.figures import COLORS, _shorten, new_figure, save_figure
+from screformer.train.figures import COLORS, new_figure, save_figure, shorten
 from screformer.train.result_files import write_json, written_aside
 
 RECORD_FILE, TABLE_FILE = "perturbation.json", "perturbation.parquet"
@@ -85,7 +85,7 @@ def plot_perturbation(record: Record, path: str | Path) -> None:
         _draw_gene(axes, place, result["own_probability"], is_labelled=place == 0)
     axes.axvline(0, color="0.6", linewidth=1, zorder=0.5)
     axes.set_yticks(
-        range(len(results)), [f"{_shorten(one['gene'])} ({one['num_changed_cells']:,} cells)" for one in results]
+        range(len(results)), [f"{shorten(one['gene'])} ({one['num_changed_cells']:,} cells)" for one in results]
     )
     axes.set_ylim(len(results) - 0.5, -0.5)
     axes.set_xlabel(f"Mean change of the probability of {_followed(record['settings'])}")

@@ -154,9 +154,9 @@ def _attend_round(
     """Sort, chunk, attend and undo the sort for one round; ``order`` is (B, H, L)."""
     batch, heads, length, width = query_key.shape
     index = order.unsqueeze(-1).expand(-1, -1, -1, width)
-    query = _to_chunks(query_key.gather(2, index), bucket_size)
-    key = _look_one_back(_unit(query))
-    chunked_value = _look_one_back(_to_chunks(value.gather(2, index), bucket_size))
+    query = to_chunks(query_key.gather(2, index), bucket_size)
+    key = look_one_back(unit_vectors(query))
+    chunked_value = look_one_back(to_chunks(value.gather(2, index), bucket_size))
 
     scores = (query / math.sqrt(width)) @ key.transpose(-1, -2)
     scores.diagonal(offset=bucket_size, dim1=-2, dim2=-1).fill_(SELF_SCORE)
@@ -181,10 +181,10 @@ def _seen_keys(order: Tensor, mask: Tensor | None, bucket_size: int) -> Tensor:
         is_token = torch.ones_like(order[:1, :1], dtype=torch.bool)
     else:
         is_token = mask[:, None, :].expand_as(order).gather(2, order)
-    return _look_one_back(_to_chunks(is_token, bucket_size))
+    return look_one_back(to_chunks(is_token, bucket_size))
 
 
-def _to_chunks(sorted_tokens: Tensor, bucket_size: int) -> Tensor:
+def to_chunks(sorted_tokens: Tensor, bucket_size: int) -> Tensor:
     """Cut (B, H, L, ...) into (B, H, N, K, ...); the last chunk is filled with zeros (False)."""
     batch, heads, length, *rest = sorted_tokens.shape
     missing = -length % bucket_size
@@ -194,7 +194,7 @@ def _to_chunks(sorted_tokens: Tensor, bucket_size: int) -> Tensor:
     return sorted_tokens.reshape(batch, heads, -1, bucket_size, *rest)
 
 
-def _look_one_back(chunks: Tensor) -> Tensor:
+def look_one_back(chunks: Tensor) -> Tensor:
     """Put each chunk's predecessor before it, (B, H, N, 2 K, ...); before the first is nothing (zeros, False)."""
     before = torch.cat([torch.zeros_like(chunks[:, :, :1]), chunks[:, :, :-1]], dim=2)
     return torch.cat([before, chunks], dim=3)
@@ -203,7 +203,7 @@ def _look_one_back(chunks: Tensor) -> Tensor:
 def _exact_attention(query_key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Full attention by PyTorch's memory-efficient kernel, a block of queries at a time."""
     length = query_key.shape[2]
-    key = _unit(query_key)
+    key = unit_vectors(query_key)
     positions = torch.arange(length, device=query_key.device)
     blocks = []
     for start in range(0, length, EXACT_QUERY_BLOCK):
@@ -216,7 +216,7 @@ def _exact_attention(query_key: Tensor, value: Tensor, mask: Tensor | None) -> T
     return torch.cat(blocks, dim=2)
 
 
-def _unit(vectors: Tensor) -> Tensor:
+def unit_vectors(vectors: Tensor) -> Tensor:
     """Scale to unit length; zeros stay zeros, in half precision too, where 1e-12 is none."""
     return F.normalize(vectors, dim=-1, eps=max(1e-12, torch.finfo(vectors.dtype).tiny))
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from screformer.train.figures import COLORS, FONT_SIZE, _shorten, new_figure, save_figure
+from screformer.train.figures import COLORS, FONT_SIZE, new_figure, save_figure, shorten
 from screformer.train.result_files import write_json
 
 CALIBRATION_FILE, CALIBRATION_FIGURE = "calibration.json", "calibration.png"
@@ -66,7 +66,7 @@ def plot_reliability_of_systems(
     figure, first = new_figure(3.6 * len(systems) + 0.6, 4.2, num_panels=len(systems))
     for axes, (name, (bins, error)) in zip(figure.axes, systems.items(), strict=True):
         _draw_reliability(axes, bins)
-        axes.set_title(f"{_shorten(name)}\ncalibration error {error:.3f}", fontsize=FONT_SIZE)
+        axes.set_title(f"{shorten(name)}\ncalibration error {error:.3f}", fontsize=FONT_SIZE)
     first.set_ylabel("Share of cells with that label")
     figure.suptitle(title)
     save_figure(figure, path)

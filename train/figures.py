@@ -53,7 +53,7 @@ def plot_confusion_matrix(
     matrix = np.asarray(counts, dtype=np.int64)
     support = matrix.sum(axis=1, keepdims=True)
     shares = np.where(support > 0, matrix / np.maximum(support, 1), np.nan)
-    names = [_shorten(name) for name in label_names]
+    names = [shorten(name) for name in label_names]
     is_printed = len(names) <= MAX_PRINTED_CLASSES
     side = max(3.0, (0.42 if is_printed else 0.18) * len(names))
     margin = 0.6 + 0.075 * max(map(len, names))
@@ -99,12 +99,12 @@ def plot_roc_curves(
         for panel in (axes, corner):
             panel.plot(drawn[name]["false_positive_rate"], drawn[name]["true_positive_rate"], **style)
     for index, name in enumerate(names[:num_named]):
-        axes.plot([], [], label=f"{_shorten(name)}  {_shown_area(drawn[name]['auc'])}", **_line(index))
+        axes.plot([], [], label=f"{shorten(name)}  {_shown_area(drawn[name]['auc'])}", **_line(index))
     if num_named < len(names):
         least = _shown_area(drawn[names[num_named]]["auc"])
         axes.plot([], [], color="0.8", label=f"{len(names) - num_named} other classes  at least {least}")
     for name in [name for name, curve in roc_curves.items() if curve is None][:NUM_WORST_CURVES]:
-        axes.plot([], [], alpha=0, label=f"{_shorten(name)}  not defined")
+        axes.plot([], [], alpha=0, label=f"{shorten(name)}  not defined")
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     axes.set_xlabel("False positive rate")
     axes.set_ylabel("True positive rate")
@@ -210,10 +210,10 @@ def plot_proportions(
     left = np.zeros(len(groups))
     for index, name in enumerate(sorted(totals, key=lambda name: -totals[name])):
         shares = np.array([counts[group].get(name, 0) for group in groups]) / sizes
-        axes.barh(groups, shares, left=left, label=_shorten(name), edgecolor="white", linewidth=0.6, **_fill(index))
+        axes.barh(groups, shares, left=left, label=shorten(name), edgecolor="white", linewidth=0.6, **_fill(index))
         left += shares
     axes.set_yticks(
-        range(len(groups)), [f"{_shorten(group)}\n{sum(counts[group].values()):,} cells" for group in groups]
+        range(len(groups)), [f"{shorten(group)}\n{sum(counts[group].values()):,} cells" for group in groups]
     )
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
@@ -263,7 +263,7 @@ def plot_comparison(
             axes.text(
                 np.nan_to_num(max(value, *(ends or [value]))) + 0.01, place, text, va="center", fontsize=FONT_SIZE - 1
             )
-    axes.set_yticks(range(len(models)), [_shorten(model) for model in models])
+    axes.set_yticks(range(len(models)), [shorten(model) for model in models])
     axes.set_ylim(len(models) - 0.5, -0.5)
     axes.set_xlim(0, 1.1)
     axes.set_xticks(np.linspace(0, 1, 6))
@@ -296,7 +296,7 @@ def plot_score_curves(
     for index, (name, points) in enumerate(curves.items()):
         places = sorted(points)
         style = _line(index) | {"marker": MARKERS[index // 6 % len(MARKERS)]}
-        axes.plot(places, [points[place] for place in places], label=_shorten(name), **style)
+        axes.plot(places, [points[place] for place in places], label=shorten(name), **style)
     ticks = sorted({place for points in curves.values() for place in points})
     axes.set_xscale("log")
     axes.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
@@ -340,7 +340,7 @@ def plot_cost(
     axes.set_ylabel(ylabel)
     axes.set_title(title)
     axes.grid(color="0.9")
-    name_points(axes, {_shorten(name): place for name, place in points.items()}, size=FONT_SIZE - 1)
+    name_points(axes, {shorten(name): place for name, place in points.items()}, size=FONT_SIZE - 1)
     save_figure(figure, path)
 
 
@@ -366,7 +366,7 @@ def plot_bars(panels: Mapping[str, Mapping[str, float]], path: str | Path, *, ti
             axes.text(number, place, f" {text}", va="center", fontsize=FONT_SIZE - 1)
         axes.set_xlim(0, 1.5 * max(*numbers, 1e-9))
         axes.xaxis.set_major_locator(MaxNLocator(3))
-        axes.set_yticks(range(len(names)), [_shorten(name) for name in names] if axes is first else [""] * len(names))
+        axes.set_yticks(range(len(names)), [shorten(name) for name in names] if axes is first else [""] * len(names))
         axes.invert_yaxis()
         axes.set_title(quantity, fontsize=FONT_SIZE)
     figure.suptitle(title)
@@ -459,7 +459,8 @@ def _shown_area(area: float) -> str:
     return f"{np.floor(area * 1000 + 1e-6) / 1000:.3f}"
 
 
-def _shorten(name: str) -> str:
+def shorten(name: str) -> str:
+    """Return a name that fits beside an axis: its end is cut off if it is long."""
     return name if len(name) <= MAX_NAME_LENGTH else f"{name[: MAX_NAME_LENGTH - 1]}…"
 
 
