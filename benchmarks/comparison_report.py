@@ -17,7 +17,7 @@ from screformer.benchmarks.comparison_sections import (
     heading_of,
 )
 from screformer.benchmarks.comparison_statistics import BASELINE
-from screformer.benchmarks.comparison_tables import difference, number, shown_title
+from screformer.benchmarks.comparison_tables import number, shown_title
 from screformer.benchmarks.comparison_verdicts import outcome, tally_sentence
 from screformer.model_cards.markdown import bullets, plain
 from screformer.model_cards.page_blocks import (
@@ -37,6 +37,11 @@ TITLE = "Systems that name cell types, compared"
 NAME = "benchmark_report"
 BEGIN, END = "<!-- benchmark table: begin -->", "<!-- benchmark table: end -->"
 NO_RESULTS = "No results are committed yet."
+README_SENTENCE = (
+    "Accuracy / macro-F1, means over folds. Intervals, tests, F1 of each cell type, seconds, memory and the command "
+    "are behind the links. A system with * names a cell by the others that are named with it."
+)
+SHORT_KINDS = {"five_fold": "random folds", "leave_one_group_out": "unseen donors", "random": "one random split"}
 README_KINDS = ("leave_one_group_out", "five_fold")
 # What the page reads of each kind of file, at the top.
 COMPARISON_KEYS = ("data", "kind", "is_weak", "systems", "paired_tests", "runs", "left_out")
@@ -183,39 +188,45 @@ def readme_text(results: str | Path, readme: str | Path) -> str:
 
 
 def readme_section(comparisons: Sequence[Results], folder: str) -> str:
-    """Return a compact table for each comparison that is not weak; `folder` is where their files are, for links."""
+    """Return one table of the comparisons that are not weak, and what each says; `folder` is for links to their files."""
     chosen = [
         results
         for kind in README_KINDS
         for results in comparisons
         if results["kind"] == kind and not results["is_weak"]
     ]
-    return "\n\n".join(_readme_table(results, folder) for results in chosen) if chosen else NO_RESULTS
+    if not chosen:
+        return NO_RESULTS
+    return "\n\n".join(
+        [README_SENTENCE, cells_as_markdown(_readme_table(chosen)), *(_readme_outcome(one, folder) for one in chosen)]
+    )
 
 
-def _readme_table(results: Results, folder: str) -> str:
+def _readme_table(chosen: Sequence[Results]) -> Cells:
+    """Return a row a system, those with the highest mean macro-F1 first, then those that are not in every column."""
+    titles = {name: shown_title(row) for results in chosen for name, row in results["systems"].items()}
+
+    def place(name: str) -> tuple[bool, float]:
+        scores = [results["systems"][name]["macro_f1"] for results in chosen if name in results["systems"]]
+        return len(scores) < len(chosen), -sum(scores) / len(scores)
+
+    rows = []
+    for name in sorted(titles, key=place):
+        own = [results["systems"].get(name) for results in chosen]
+        shown = ["-" if row is None else f"{number(row['accuracy'])} / {number(row['macro_f1'])}" for row in own]
+        rows.append([titles[name], *shown])
+    return Cells("", ["system", *(f"{one['data']}, {SHORT_KINDS[one['kind']]}" for one in chosen)], rows)
+
+
+def _readme_outcome(results: Results, folder: str) -> str:
     path = f"{folder}/comparison-{results['data']}-{results['kind']}.md"
-    rows = [
-        [
-            shown_title(row),
-            number(row["accuracy"]),
-            _with_interval(row["macro_f1"], row["macro_f1_interval"]),
-            difference(row.get("less_baseline")),
-        ]
-        for row in results["systems"].values()
-    ]
-    columns = ["system", "accuracy", "macro-F1 (95% interval)", "macro-F1 less logistic regression"]
     measured = (
         f"**{plain(results['data'])}**, {KIND_TITLES[results['kind']]}: {results['num_cells']:,} cells, "
         f"{results['num_folds']} folds, {results['seeds']} seed{'' if results['seeds'] == 1 else 's'}, "
-        f"{results['date']}, `{results['command']}` ([all of it]({path}))."
+        f"{results['date']} ([all of it]({path}))."
     )
     told = [*outcome(results).lines, *(f"Left out: {name} ({why})." for name, why in results["left_out"].items())]
-    return "\n\n".join([measured, cells_as_markdown(Cells("", columns, rows)), bullets(map(plain, told))])
-
-
-def _with_interval(value: float, interval: Sequence[float] | None) -> str:
-    return number(value) + ("" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})")
+    return f"{measured}\n\n{bullets(map(plain, told))}"
 
 
 def _write(path: Path, text: str) -> None:
