@@ -188,7 +188,7 @@ def readme_text(results: str | Path, readme: str | Path) -> str:
 
 
 def readme_section(comparisons: Sequence[Results], folder: str) -> str:
-    """Return one table of the comparisons that are not weak, and what each says; `folder` is for links to their files."""
+    """Return one table of the comparisons that are not weak, and what each says; links go to files in `folder`."""
     chosen = [
         results
         for kind in README_KINDS
