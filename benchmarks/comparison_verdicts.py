@@ -89,7 +89,12 @@ def outcome(results: Results) -> Outcome:
 
 
 def pair_sentence(results: Results, pair: PairOfSystems) -> str:
-    """Return who is ahead, by how much, and whether that is a claim."""
+    """Return who is ahead in macro-F1, by how much, whether that is a claim, and the difference in accuracy."""
+    accuracies = [results["systems"][name]["accuracy"] for name in (pair.first, pair.second)]
+    return f"{_macro_f1_sentence(results, pair)} Accuracy: {accuracies[0] - accuracies[1]:+.3f}."
+
+
+def _macro_f1_sentence(results: Results, pair: PairOfSystems) -> str:
     first, second = (results["systems"][name]["title"] for name in (pair.first, pair.second))
     if pair.second == best_rival(results):
         second = f"the best rival, {second}"
