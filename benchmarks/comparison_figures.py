@@ -82,7 +82,7 @@ def _cost(systems: Results, leading: str, title: str, path: Path) -> Picture | N
 
 def _cell_types(row: Mapping[str, Any], data: str, path: Path) -> Picture:
     counts = {name: sum(own) for name, own in zip(row["label_names"], row["confusion_matrix"], strict=True) if sum(own)}
-    plot_proportions({data: counts}, path, title="Cell types", group_name="data")
+    plot_proportions({data: counts}, path, title="Cell types", group_name="data set")
     most = max(counts, key=lambda name: counts[name])
     return Picture(
         path,
