@@ -144,12 +144,13 @@ def run_ablations(
     output: str | Path = "benchmarks/results",
     work: str | Path = "runs/ablations",
     command: str = "run_ablations",
+    note: str | None = None,
 ) -> dict[str, Any]:  # Any: JSON
     """Run the variants on all folds; write ``ablations-DATA.json``, table and figure; return the JSON.
 
     Parameters
     ----------
-    data, kind, seeds, output, work, command
+    data, kind, seeds, output, work, command, note
         As for `compare_systems`.
     settings
         What all variants share.
@@ -181,7 +182,7 @@ def run_ablations(
         ]
         for row in systems.values()
     ]
-    notes = [_describe(data, kind, len(folds), seeds, settings)]
+    notes = [_describe(data, kind, len(folds), seeds, settings), *([] if note is None else [note])]
     results = {
         "question": f"What is each part of the method worth? {data.name}, preset {settings.preset}",
         "data": data.name,
@@ -250,6 +251,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--learning-rate", type=float, default=DEFAULTS.learning_rate, help="(default: %(default)s)")
     parser.add_argument("--epochs", type=float, default=DEFAULTS.epochs, help="Of fine-tuning (default: %(default)s).")
     parser.add_argument("--pretraining-epochs", type=float, default=DEFAULTS.pretraining_epochs)
+    parser.add_argument("--note", help="Sentence for readers of the table: what ran beside.")
     parser.add_argument("--seeds", type=int, default=1, help="Of each variant and fold (default: %(default)s).")
     parser.add_argument("--device", default="cpu", help="Where steps are measured; training takes the GPU there is.")
     parser.add_argument("--memory-limit", type=float, default=COST_LIMITS.memory_limit, help="GB a measured step.")
@@ -279,6 +281,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 output=given.output,
                 work=given.work,
                 command=command,
+                note=given.note,
             )
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")

@@ -93,11 +93,12 @@ def test_variants_become_a_table_with_differences_to_the_whole_method(tmp_path, 
     data = read_labelled_data(tmp_path / "cells.h5ad", group_column="donor")
     monkeypatch.setattr(module, "ablations", lambda settings: {FULL: Nearest, "pooled": Nearest, REGRESSION: Nearest})
     where = {"kind": "leave_one_group_out", "output": tmp_path / "out", "work": tmp_path / "work"}
-    results = run_ablations(data, names=["pooled"], **where)
+    results = run_ablations(data, names=["pooled"], note="Another program ran beside it.", **where)
     assert list(results["systems"]) == [FULL, "pooled"]
     assert json.loads((tmp_path / "out" / "ablations-cells.json").read_text()) == results
     text = (tmp_path / "out" / "ablations-cells.md").read_text()
     assert "**a toy width**" in text
+    assert "\n\nAnother program ran beside it.\n\n" in text
     assert "+0.000 (+0.000 to +0.000)" in text
     assert (tmp_path / "out" / "ablations-cells.png").exists()
     with pytest.raises(ValueError, match=r"names got \['pool'\]; there are full, pooled"):
