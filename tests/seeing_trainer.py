@@ -78,7 +78,10 @@ def main():
     result = {"seen": trainer.seen, "steps": trainer.state.global_step, "weights": weights}
     Path(output, f"rank{os.environ['RANK']}.json").write_text(json.dumps(result))
     if torch.distributed.is_initialized():
+        torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+        # What is left of gloo's threads sometimes waits for ever for a peer that is gone, when Python frees it.
+        os._exit(0)
 
 
 if __name__ == "__main__":
