@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 RESULT_FILE, VALUES_FOLDER = "explanation.json", "values.partial"
+FIGURES = ("beeswarm-*.png", "genes-*.png", "curves-*.png")
 CURVE_PASSES = 2 * 3 * len(STEPS)
 NUM_HEAT_MAP_GENES = 8  # of each class
 
@@ -190,9 +191,17 @@ def explain_file(
         "inputs": chosen.inputs,
         "classes": [_describe(one, config, file.name, asked, vocabulary) for one in found],
     }
+    _remove_earlier(target)
     _write(target, results, found, vocabulary, config.num_bins)
     shutil.rmtree(target / VALUES_FOLDER, ignore_errors=True)
     return Explanation(target, results, {one.score.name: one.table for one in found})
+
+
+def _remove_earlier(target: Path) -> None:
+    """Remove an earlier explanation, its record first, so that no figure of it stays among the new ones."""
+    for pattern in (RESULT_FILE, "explanation.*", "genes.parquet", "classes.png", *FIGURES):
+        for path in target.glob(pattern):
+            path.unlink()
 
 
 def _describe(

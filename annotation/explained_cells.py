@@ -181,7 +181,7 @@ class _OpenCells:
         )
         try:
             self.source = CellSource(self._matrix, tokenizer, allow=file.allowed, progress=file.progress)
-            self._labels = self._read_labels()
+            self._labels: npt.NDArray[np.str_] | None = None
         except BaseException:
             self._matrix.close()
             raise
@@ -190,19 +190,23 @@ class _OpenCells:
     def __exit__(self, *_: object) -> None:
         self._matrix.close()
 
-    def _read_labels(self) -> npt.NDArray[np.str_]:
+    def _read_labels(self, rows: Int64Array | None = None) -> npt.NDArray[np.str_]:
+        """Return the label of each cell of the file; of others than `rows` "" where the model has to name them."""
         if self._file.label_column is not None:
             column = self._matrix.obs_column(self._file.label_column)
             return np.array([label or "" for label in column], dtype=np.str_)
         inference = BatchInference(self._trained.model, "logits", gene_space=self._gene_space)
         numbers = NumbersInMemory(self.source.num_cells, inference.width, self.source.cells_per_block(inference))
-        self.source.measure(inference, numbers, task="name cells")
+        wanted = np.isin(np.arange(self.source.num_cells), np.arange(self.source.num_cells) if rows is None else rows)
+        self.source.measure(inference, numbers, task="name cells", wanted=wanted)
         logits = np.concatenate([values for _, values in numbers.read()])
         names = self._trained.model.config.id2label
         return np.array(["" if np.isnan(row[0]) else names[int(row.argmax())] for row in logits], dtype=np.str_)
 
     def of(self, score: ClassScore) -> Int64Array:
         """Return the rows of a class."""
+        if self._labels is None:
+            self._labels = self._read_labels()
         names = [score.name, *(self._trained.model.config.id2label[member] for member in score.members)]
         rows = np.flatnonzero(np.isin(self._labels, names))
         if not len(rows):
@@ -223,4 +227,5 @@ class _OpenCells:
             raise ValueError(f"{self._file.name}: none of the {len(rows)} drawn cells has counts on known genes")
         kept = rows[has_genes]
         names = self._matrix.read_cell_ids()
-        return SomeCells([names[row] for row in kept], kept, self._labels[kept], bins[has_genes])
+        labels = self._read_labels(kept) if self._labels is None else self._labels
+        return SomeCells([names[row] for row in kept], kept, labels[kept], bins[has_genes])

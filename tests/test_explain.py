@@ -11,7 +11,7 @@ from PIL import Image
 from small_corpus import GENES, make_cells, make_tokenizer
 from typer.testing import CliRunner
 
-from screformer.annotation import explanation_run
+from screformer.annotation import explained_cells, explanation_run
 from screformer.annotation.attributions import Sampling
 from screformer.annotation.class_explanation import ExplainOptions
 from screformer.annotation.explain import explain_file
@@ -32,6 +32,7 @@ from screformer.annotation.trained_model import TrainedModel
 from screformer.cli import app
 from screformer.modeling_screformer import ScReformerForCellClassification
 from screformer.tokenization.gene_vocabulary import GeneVocabulary
+from screformer.train.inference import BatchInference
 
 LABELS = ["alpha", "beta"]
 NUM_GENES = len(GENES)
@@ -167,6 +168,20 @@ def test_the_background_may_be_of_another_file(trained, cells, tmp_path):
     assert len(found.results["inputs"]) == 2
 
 
+def test_of_a_background_without_labels_only_the_drawn_cells_are_named(trained, cells, tmp_path, monkeypatch):
+    named = []
+
+    class Counted(BatchInference):
+        def __call__(self, rows, **options):
+            named.append(len(rows))
+            return super().__call__(rows, **options)
+
+    monkeypatch.setattr(explained_cells, "BatchInference", Counted)
+    other = make_cells(30, seed=5)
+    explained(trained, cells, tmp_path / "out", background=other, label_column=None, num_background=10)
+    assert named == [40, 10, 10]  # those of the file, and both draws
+
+
 def test_a_run_that_is_killed_goes_on_where_it_was(trained, cells, tmp_path, monkeypatch):
     whole = explained(trained, cells, tmp_path / "whole")
     monkeypatch.setattr(explanation_run, "CELLS_PER_BLOCK", 4)
@@ -198,6 +213,9 @@ def test_an_earlier_explanation_is_not_lost(trained, cells, tmp_path):
     with pytest.raises(FileExistsError, match="has an explanation; choose another folder, or replace it with"):
         explained(trained, cells, tmp_path / "out")
     assert explained(trained, cells, tmp_path / "out", "beta", overwrite=True).results["classes"][0]["class"] == "beta"
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {
+        "beeswarm-beta.png", "curves-beta.png", "genes-beta.png"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
