@@ -91,6 +91,11 @@ def class_blocks(one: Json, folder: Path, *, stem: str = "") -> list[Block]:
             f"Beeswarm of the values of {len(one['top'])} genes; the first is {top}.",
         ),
         Picture(
+            folder / f"{stem}genes-{named}.png",
+            "The same genes by mean absolute value; the colour says what high expression does to the score.",
+            f"Bars of {len(one['top'])} genes.",
+        ),
+        Picture(
             folder / f"{stem}curves-{named}.png",
             "The class's probability as expressed genes are taken away, the highest first, and as they come back.",
             "Curves of the mean probability over the number of genes, by three orders of the genes.",

@@ -1,8 +1,8 @@
 """Explanations on labelled cells: a classifier trained on one part of them, explained on another.
 
-Cells are split at random 60/20/20, stratified; the first two parts train `finetune-small`, the third is explained
-beside a background of the first two. Also what each method makes of the same cells with as many points: how far its
-values are from adding up, how near it comes to expected gradients with many points, and its seconds.
+A part of the cells, drawn at random from each type, trains `finetune-small`; the rest, or cells of another file, are
+explained beside a background of the first. Also what each method makes of the same cells with as many points: how far
+its values are from adding up, how near it comes to expected gradients with many points, and its seconds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ import numpy as np
 import numpy.typing as npt
 from anndata import AnnData
 from scipy.stats import spearmanr
+from sklearn.model_selection import train_test_split
 
+from screformer.annotation.annotate import annotate
 from screformer.annotation.attributions import METHODS, Sampling
 from screformer.annotation.class_explanation import ExplainOptions
 from screformer.annotation.explain import Explanation, explain_file
@@ -32,7 +34,6 @@ from screformer.annotation.explanation_run import Explainer
 from screformer.benchmarks.comparison import SPLIT_SEED, provenance
 from screformer.benchmarks.fine_tuning_runs import without_folders
 from screformer.benchmarks.labelled_data import LabelledData, read_labelled_data
-from screformer.benchmarks.protocol import make_folds
 from screformer.benchmarks.suites import CellsToCompareOn
 from screformer.benchmarks.system_ours import ScReformerSystem
 from screformer.model_cards.page_blocks import Block, Cells, Heading, Text, blocks_as_markdown
@@ -43,7 +44,7 @@ logger = logging.getLogger("screformer.benchmarks.explanations")
 Json = dict[str, Any]
 LABEL = "cell_type"
 NUM_REFERENCE_POINTS = 256
-FIGURES = ("beeswarm", "curves")
+FIGURES = ("beeswarm", "genes", "curves")
 
 
 def explain_labelled_cells(
@@ -52,11 +53,13 @@ def explain_labelled_cells(
     *,
     output: str | Path,
     work: str | Path,
+    other: LabelledData | None = None,
+    test_share: float = 0.2,
     num_compared: int = 10,
     methods: Sequence[str] = METHODS,
     command: str = "explain_labelled_cells",
 ) -> Json:
-    """Train, explain the test cells, compare methods; write ``explanations-DATA.*``; return the JSON.
+    """Train, explain other cells, compare methods; write ``explanations-DATA.*``; return the JSON.
 
     Parameters
     ----------
@@ -68,26 +71,34 @@ def explain_labelled_cells(
         Folder for JSON, Markdown and figures.
     work
         Folder for the whole explanation.
+    other
+        Cells to explain, when all of `data` train; their labels are names of the classes, or of the model's labels.
+    test_share
+        Share of `data` to explain, otherwise.
     num_compared
-        Cells of the first class that all methods explain.
+        Cells of the first class that all methods explain; 0: none, the methods are not compared.
     methods
         Which.
     command
         What the result says that it was made by.
+
+    Raises
+    ------
+    ValueError
+        `test_share` is no share, or as `explain_file`.
     """
-    (fold,) = make_folds(data, "random", seed=SPLIT_SEED)
-    train = np.sort(np.concatenate([fold.cells.train, fold.cells.validation]))
+    train, unseen = _split(data, other, test_share)
+    known = _labelled(data, train)
     system = ScReformerSystem()
     logger.info("fine-tuning on %d cells", len(train))
     system.fit(data.adata[train].copy(), data.labels[train].tolist(), seed=options.seed)
     trained = system.trained
-    known, unseen = _labelled(data, train), _labelled(data, fold.cells.test)
-    named = system.predict(data.adata[fold.cells.test].copy())
-    accuracy = float(np.mean(np.array(named.labels) == data.labels[fold.cells.test]))
+    name = (data if other is None else other).name
+    stem = f"explanations-{name}" + ("" if options.gene_space is None else f"-{options.gene_space}")
     explanation = explain_file(
         unseen,
         trained,
-        Path(work, data.name),
+        Path(work, stem),
         options,
         label_column=LABEL,
         background=known,
@@ -96,10 +107,13 @@ def explain_labelled_cells(
         command=command,
     )
     results: Json = {
-        "question": f"Which genes make the cells of {data.name} what they are, to the model?",
-        "data": data.name,
+        "question": f"Which genes make the cells of {name} what they are, to the model?",
+        "name": stem,
+        "data": name,
+        "train_data": data.name,
         "num_train": len(train),
-        "test_accuracy": accuracy,
+        "num_test": unseen.n_obs,
+        "named_so": _shares_named_so(trained, unseen, options),
         **provenance(command),
         **{
             key: explanation.results[key]
@@ -114,10 +128,35 @@ def explain_labelled_cells(
                 "classes",
             )
         },
-        "methods": _compare_methods(trained, unseen, known, options, methods, num_compared),
+        "methods": _compare_methods(trained, unseen, known, options, methods, num_compared) if num_compared else [],
     }
     _write(results, explanation, Path(output))
     return results
+
+
+def _split(data: LabelledData, other: LabelledData | None, test_share: float) -> tuple[npt.NDArray[np.int64], AnnData]:
+    """Return the rows of `data` that train, and the cells to explain."""
+    every = np.arange(data.adata.n_obs)
+    if other is not None:
+        return every, _labelled(other, np.arange(other.adata.n_obs))
+    if not 0 < test_share < 1:
+        raise ValueError(f"test_share got {test_share}; it must lie between 0 and 1")
+    train, test = train_test_split(every, test_size=test_share, stratify=data.labels, random_state=SPLIT_SEED)
+    return np.sort(train), _labelled(data, np.sort(test))
+
+
+def _shares_named_so(trained: Classifier, unseen: AnnData, options: ExplainOptions) -> dict[str, float | None]:
+    """Return class -> the share of its cells, by their labels, that the model names so."""
+    named = annotate(unseen, trained, copy=True, progress=False)
+    assert named is not None
+    found, given = named.obs["screformer_cell_type"].astype(str), named.obs[LABEL].astype(str)
+    shares = {}
+    for text in options.classes:
+        score = ClassScore.parse(trained.model.config, text, options.score)
+        labels = [score.name, *(trained.model.config.id2label[member] for member in score.members)]
+        own = given.isin(labels)
+        shares[score.name] = float(found[own].isin(labels).mean()) if own.any() else None
+    return shares
 
 
 def _labelled(data: LabelledData, rows: npt.NDArray[np.int64]) -> AnnData:
@@ -176,13 +215,14 @@ def _compare_methods(
 
 
 def _write(results: Json, explanation: Explanation, output: Path) -> None:
-    name = f"explanations-{results['data']}"
-    write_json(output / f"{name}.json", results)
+    stem = results["name"]
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / f"{stem}.json", results)
     for one in results["classes"]:
         for figure in FIGURES:
             own = f"{figure}-{file_name(one['class'])}.png"
-            (output / f"{name}-{own}").write_bytes((explanation.output / own).read_bytes())
-    (output / f"{name}.md").write_text(format_explanations(results, output), encoding="utf-8")
+            (output / f"{stem}-{own}").write_bytes((explanation.output / own).read_bytes())
+    (output / f"{stem}.md").write_text(format_explanations(results, output), encoding="utf-8")
 
 
 def format_explanations(results: Json, folder: Path) -> str:
@@ -190,6 +230,9 @@ def format_explanations(results: Json, folder: Path) -> str:
     price, took = results["price"], ""
     if results["seconds"] is not None:
         took = f"; it took {results['seconds']:.0f} s and {results['peak_bytes'] / 1e9:.1f} GB"
+    named = ", ".join(
+        f"{'-' if share is None else f'{share:.1%}'} of {name}" for name, share in results["named_so"].items()
+    )
     rows = [
         [
             row["method"].replace("_", " "),
@@ -205,24 +248,25 @@ def format_explanations(results: Json, folder: Path) -> str:
     blocks: list[Block] = [
         Text(
             f"{results['date']}, `{results['command']}`, screformer {results['versions']['screformer']}. "
-            f"finetune-small, tiny, trained on {results['num_train']:,} cells; accuracy on the test cells, of which "
-            f"some are explained, {results['test_accuracy']:.3f}. {results['gene_space'].capitalize()} gene space; "
-            "expected gradients, "
+            f"finetune-small, tiny, trained on {results['num_train']:,} cells of {results['train_data']}; of "
+            f"{results['num_test']:,} other cells of {results['data']} the model gives their class to {named}. "
+            f"{results['gene_space'].capitalize()} gene space; {results['sampling']['method'].replace('_', ' ')}, "
             f"{results['sampling']['num_points']} points a cell, {results['num_background']} background cells of the "
             f"training. Estimated before: {price['seconds']:.0f} s and {price['peak_bytes'] / 1e9:.1f} GB{took}."
         )
     ]
     for one in results["classes"]:
-        blocks += class_blocks(one, folder, stem=f"explanations-{results['data']}-")
-    blocks += [
-        Heading("Methods"),
-        Text(
-            f"The same {results['methods'][0]['num_cells']} cells of the first class. Gap: by how much a cell's values "
-            "miss what they should sum to. The correlation is over the genes of a cell, with expected gradients of "
-            f"{NUM_REFERENCE_POINTS} points, another seed; median of the cells."
-        ),
-        Cells("Methods", columns, rows),
-    ]
+        blocks += class_blocks(one, folder, stem=f"{results['name']}-")
+    if rows:
+        blocks += [
+            Heading("Methods"),
+            Text(
+                f"The same {results['methods'][0]['num_cells']} cells of the first class. Gap: by how much a cell's "
+                "values miss what they should sum to. The correlation is over the genes of a cell, with expected "
+                f"gradients of {NUM_REFERENCE_POINTS} points, another seed; median of the cells."
+            ),
+            Cells("Methods", columns, rows),
+        ]
     return blocks_as_markdown(results["question"], blocks, folder=folder)
 
 
@@ -235,6 +279,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         'cells" --gene CD3D CD3E CD2 IL7R PTPRC',
     )
     parser.add_argument("--cells", help="FILE[:LABELS]; default: the packaged pancreas.")
+    parser.add_argument("--test-cells", help="FILE[:LABELS] to explain; then all of --cells train.")
+    parser.add_argument("--test-share", type=float, default=0.2, help="Of --cells, otherwise (default: %(default)s).")
     parser.add_argument("--class", dest="classes", nargs="+", required=True, help="As for screformer explain.")
     parser.add_argument("--gene", nargs="+", default=[], help="Report the places of these.")
     parser.add_argument("--markers", help="As for screformer explain.")
@@ -243,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--points", type=int, default=Sampling().num_points, help="(default: %(default)s)")
     parser.add_argument("--num-cells", type=int, default=1000, help="Of each class (default: %(default)s).")
     parser.add_argument("--num-background", type=int, default=500, help="(default: %(default)s)")
-    parser.add_argument("--num-compared", type=int, default=10, help="Cells that all methods explain.")
+    parser.add_argument("--num-compared", type=int, default=10, help="Cells that all methods explain; 0: none.")
     parser.add_argument("--gene-space", choices=["full", "expressed"], help="Instead of the model's.")
     parser.add_argument("--output", default="benchmarks/results", help="Folder for the results (default: %(default)s).")
     parser.add_argument("--work", default="runs/explanations", help="Folder for the rest (default: %(default)s).")
@@ -251,7 +297,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING)
     logging.getLogger("screformer.benchmarks").setLevel(logging.INFO)
     arguments = list(sys.argv[1:] if argv is None else argv)
-    one = CellsToCompareOn(str(example_cells_path())) if given.cells is None else CellsToCompareOn.parse(given.cells)
     options = ExplainOptions(
         given.classes,
         sampling=Sampling(num_points=given.points),
@@ -265,16 +310,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     try:
         results = explain_labelled_cells(
-            read_labelled_data(one.path, label_column=one.label_column),
+            _read(given.cells or str(example_cells_path())),
             options,
             output=given.output,
             work=given.work,
+            other=None if given.test_cells is None else _read(given.test_cells),
+            test_share=given.test_share,
             num_compared=given.num_compared,
             command=f"screformer benchmark explanations {shlex.join(without_folders(arguments))}",
         )
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
     sys.stdout.write(format_explanations(results, Path(given.output)))
+
+
+def _read(text: str) -> LabelledData:
+    one = CellsToCompareOn.parse(text)
+    return read_labelled_data(one.path, label_column=one.label_column)
 
 
 if __name__ == "__main__":

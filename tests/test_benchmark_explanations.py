@@ -37,7 +37,8 @@ def test_the_genes_of_a_type_are_found_in_cells_that_it_was_not_trained_on(tmp_p
         num_compared=3,
         methods=["expected_gradients", "integrated_gradients"],
     )
-    assert (results["num_train"], results["test_accuracy"] > 0.8) == (120, True)
+    assert (results["num_train"], results["num_test"]) == (120, 30)
+    assert results["named_so"]["alpha"] > 0.8
     (alpha,) = results["classes"]
     top = {row["gene"] for row in alpha["top"][:6]}
     assert len(top & {f"GENE{number}" for number in range(6)}) >= 5  # those that alpha expresses
@@ -50,8 +51,33 @@ def test_the_genes_of_a_type_are_found_in_cells_that_it_was_not_trained_on(tmp_p
     assert "| integrated gradients | 4 |" in text
     assert "Genes that were asked for" in text
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == {
-        "explanations-cells-beeswarm-alpha.png", "explanations-cells-curves-alpha.png"
+        f"explanations-cells-{figure}-alpha.png" for figure in ("beeswarm", "genes", "curves")
     }  # fmt: skip
+
+
+def test_cells_of_another_file_are_explained_by_a_model_of_all_cells(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "ScReformerSystem", tiny_system)
+    make_cells(90, types=["alpha", "beta", "duct"]).write_h5ad(tmp_path / "cells.h5ad")
+    others = make_cells(60, types=["alpha", "beta"], seed=7)
+    others.obs["cell_type"] = ["endocrine" if name == "alpha" else name for name in others.obs["cell_type"]]
+    others.write_h5ad(tmp_path / "others.h5ad")
+    words = "--class endocrine=alpha --points 4 --num-cells 8 --num-background 30 --num-compared 0 --gene-space full"
+    module.main([
+        "--cells", str(tmp_path / "cells.h5ad"), "--test-cells", str(tmp_path / "others.h5ad"), *words.split(),
+        "--output", str(tmp_path / "out"), "--work", str(tmp_path / "work"),
+    ])  # fmt: skip
+    results = json.loads((tmp_path / "out" / "explanations-others-full.json").read_text())
+    assert (results["num_train"], results["num_test"], results["train_data"]) == (90, 60, "cells")
+    assert list(results["named_so"]) == ["endocrine"]
+    assert results["classes"][0]["num_cells"] == 8
+    assert (results["gene_space"], results["methods"]) == ("full", [])
+    assert "## Methods" not in (tmp_path / "out" / "explanations-others-full.md").read_text()
+
+
+def test_a_share_that_is_none_is_refused(tmp_path):
+    make_cells(60, types=["alpha", "beta"]).write_h5ad(tmp_path / "cells.h5ad")
+    with pytest.raises(SystemExit, match=r"error: test_share got 1\.0; it must lie between 0 and 1"):
+        module.main(["--cells", str(tmp_path / "cells.h5ad"), "--class", "alpha", "--test-share", "1"])
 
 
 def test_a_class_that_is_none_ends_with_a_message(tmp_path, monkeypatch):

@@ -135,7 +135,7 @@ def test_planted_genes_are_found_and_everything_is_written(trained, cells, tmp_p
     for words in ("It adds up", "It stays the same", "Genes taken away", "Known markers: 2 of the 2 genes"):
         assert words in text
     html = (tmp_path / "out" / "explanation.html").read_text()
-    assert html.count("data:image/png;base64,") == 5
+    assert html.count("data:image/png;base64,") == 7
     assert "http://" not in html
     assert str(found).startswith(f"alpha, 12 cells: GENE{RAISES}, GENE{LOWERS} (-)")
 
