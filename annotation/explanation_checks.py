@@ -105,13 +105,16 @@ class Curves(NamedTuple):
     insertion_probability: dict[str, FloatArray]
 
     def describe(self, seed: int = 0) -> Json:
-        """Return mean curves, areas (means over the steps), and ours less each other with a 95% interval over cells."""
+        """Return mean curves, areas (means over the steps), and ours less each other with a 95% interval over cells.
+
+        A cell without any gene says nothing: it is left out of the steps at which it has none left.
+        """
         found: Json = {"steps": list(self.steps), "num_cells": len(self.deletion[EXPLANATION])}
         for name in ("deletion", "insertion", "deletion_probability", "insertion_probability"):
             curves: Mapping[str, FloatArray] = getattr(self, name)
-            areas = {order: values[:, 1:].mean(axis=1) for order, values in curves.items()}
+            areas = {order: _mean(values[:, 1:], axis=1) for order, values in curves.items()}
             found[name] = {
-                "curves": {order: values.mean(axis=0).tolist() for order, values in curves.items()},
+                "curves": {order: _mean(values, axis=0).tolist() for order, values in curves.items()},
                 "areas": {order: float(own.mean()) for order, own in areas.items()},
                 "less": {
                     order: _difference(areas[EXPLANATION] - own, seed)
@@ -120,6 +123,14 @@ class Curves(NamedTuple):
                 },
             }
         return found
+
+
+def _mean(values: FloatArray, *, axis: int) -> FloatArray:
+    """Return the mean of what is known; NaN where nothing is."""
+    known = ~np.isnan(values)
+    number = known.sum(axis=axis)
+    means: FloatArray = np.where(known, values, 0.0).sum(axis=axis) / np.where(number, number, np.nan)
+    return means
 
 
 def _difference(values: FloatArray, seed: int) -> Json:
@@ -136,7 +147,7 @@ def deletion_and_insertion(
     """Take the genes of cells away, and put them back, the highest first.
 
     Only genes that a cell expresses are taken: to bin 0, in the expressed space their tokens. Steps beyond a cell's
-    genes are as all of them.
+    genes are as all of them; a cell without genes has no score (NaN).
 
     Parameters
     ----------

@@ -56,11 +56,28 @@ COMMON = {
     "gradient_accumulation_steps": 1,
     "disable_tqdm": True,
     "overwrite": True,
-    "use_cpu": True,
     "unknown_types": False,
 }
-# Activations fit into memory, and need not be computed twice.
+# A new model of these comparisons. Activations fit into memory, and need not be computed twice.
 START = ["--preset", "tiny", "--gene_space", "expressed", "--config_overrides", "reversible=false"]
+
+
+class Width(NamedTuple):
+    """Which models are compared, where it is not the tiny preset on expressed genes.
+
+    Attributes
+    ----------
+    preset
+        Of new models.
+    gene_space
+        Of all.
+    use_cpu
+        Even if there is a GPU.
+    """
+
+    preset: str
+    gene_space: str
+    use_cpu: bool
 
 
 class Run(NamedTuple):
@@ -74,6 +91,19 @@ class Run(NamedTuple):
     folder: str
     checkpoint: str | None = None
     cells_per_label: int | None = None
+    width: Width | None = None
+
+    @property
+    def use_cpu(self) -> bool:
+        """Whether a GPU is left alone."""
+        return self.width is None or self.width.use_cpu
+
+    def start(self) -> list[str]:
+        """Return what the model starts from, as arguments of `screformer finetune`."""
+        space = "expressed" if self.width is None else self.width.gene_space
+        if self.checkpoint is not None:
+            return ["--checkpoint", self.checkpoint, "--gene_space", space]
+        return START if self.width is None else ["--preset", self.width.preset, "--gene_space", space]
 
     @property
     def result(self) -> Path:
@@ -107,7 +137,8 @@ def train_and_test(run: Run) -> str:
     if run.system.arguments is None:
         scores = regression_scores(run.task, run.test_groups, cells_per_label=run.cells_per_label, seed=run.seed)
     else:
-        torch.set_num_threads(1)
+        if run.use_cpu:
+            torch.set_num_threads(1)
         scores = _model_scores(run)
     facts = {"task": run.task.name, "system": run.name, "seed": run.seed}
     facts |= {} if run.cells_per_label is None else {"cells_per_label": run.cells_per_label}
@@ -117,7 +148,7 @@ def train_and_test(run: Run) -> str:
 
 def _model_scores(run: Run) -> dict[str, Any]:
     result = fine_tune(run)
-    scores = _test(result.output_dir, run.task, run.test_groups)
+    scores = _test(result.output_dir, run)
     scores["training_seconds"] = result.metrics["training_seconds"]
     shutil.rmtree(result.output_dir)
     return scores
@@ -128,10 +159,10 @@ def fine_tune(run: Run, more: Sequence[str] = ()) -> TrainingResult:
     task = run.task
     assert run.system.arguments is not None
     folder = run.result.with_suffix("")
-    start = START if run.checkpoint is None else ["--checkpoint", run.checkpoint, "--gene_space", "expressed"]
-    given = [*run.system.arguments.split(), *start, "--corpus", task.corpus, "--group_column", task.group_column]
+    given = [*run.system.arguments.split(), *run.start(), "--corpus", task.corpus, "--group_column", task.group_column]
     given += ["--test_groups", *run.test_groups, "--output_dir", str(folder), "--seed", str(run.seed)]
     given += [part for name, value in COMMON.items() for part in (f"--{name}", str(value))]
+    given += ["--use_cpu", str(run.use_cpu)]
     given += ["--exclude_labels", *task.rare_labels] if task.rare_labels else []
     given += ["--num_train_epochs", str(task.epochs)] if task.epochs is not None else []
     given += [] if run.cells_per_label is None else ["--cells_per_label", str(run.cells_per_label)]
@@ -146,12 +177,15 @@ def fine_tune(run: Run, more: Sequence[str] = ()) -> TrainingResult:
     return finetune(model, data, training, classifier)
 
 
-def _test(checkpoint: Path, task: Task, test_groups: Sequence[str]) -> dict[str, Any]:
+def _test(checkpoint: Path, run: Run) -> dict[str, Any]:
     """Return the scores of each test group."""
     from screformer.modeling_screformer import ScReformerForCellClassification
 
+    task, test_groups = run.task, run.test_groups
     corpus = open_corpus(task.corpus)
     model = ScReformerForCellClassification.from_pretrained(checkpoint).eval()
+    if torch.cuda.is_available() and not run.use_cpu:
+        model = model.cuda()
     labels = read_column(corpus, task.label_column, argument="label_column")
     groups = read_column(corpus, task.group_column, argument="group_column")
     names = [model.config.id2label[index] for index in range(model.config.num_labels)]

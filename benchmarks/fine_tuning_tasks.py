@@ -71,19 +71,21 @@ class Task(NamedTuple):
 
 def make_tasks(work: Path, cells: str | Path | None) -> list[Task]:
     """Build the corpora that are not there yet; `cells` are dealt into five folds, stratified by label."""
-    tasks = [_make_task("pancreas", Path(example_cells_path()), work, "donor")]
+    tasks = [make_task("pancreas", Path(example_cells_path()), work, "donor")]
     if cells is not None:
         path = work / f"{Path(cells).stem}-folds.h5ad"
         if not path.exists():
-            _deal_into_folds(Path(cells), path)
-        tasks.append(_make_task(Path(cells).stem, path, work, "fold"))
+            deal_into_folds(Path(cells), path)
+        tasks.append(make_task(Path(cells).stem, path, work, "fold"))
     return tasks
 
 
-def _deal_into_folds(cells: Path, path: Path) -> None:
+def deal_into_folds(cells: Path, path: Path, *, label_column: str = LABELS) -> None:
+    """Write the cells with a column `fold`, dealt into five, stratified by label."""
     adata = anndata.read_h5ad(cells)
     folds = np.empty(adata.n_obs, dtype=object)
-    for number, split in enumerate(cross_validation_folds(adata.obs[LABELS].astype(str), num_folds=NUM_FOLDS)):
+    labels = adata.obs[label_column].astype(str)
+    for number, split in enumerate(cross_validation_folds(labels, num_folds=NUM_FOLDS)):
         folds[split.test] = f"fold{number + 1}"
     adata.obs["fold"] = folds
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,16 +94,17 @@ def _deal_into_folds(cells: Path, path: Path) -> None:
     aside.rename(path)
 
 
-def _make_task(name: str, cells: Path, work: Path, group_column: str) -> Task:
+def make_task(name: str, cells: Path, work: Path, group_column: str, *, label_column: str = LABELS) -> Task:
+    """Return a task of cells with labels and groups; its corpus is made in `work`, unless it is there."""
     corpus = work / f"{name}-corpus"
     if not (corpus / MANIFEST).exists():
         shutil.rmtree(corpus, ignore_errors=True)
-        build_corpus(cells, corpus, tokenizer=ScReformerTokenizer(), obs_columns=[LABELS, group_column])
+        build_corpus(cells, corpus, tokenizer=ScReformerTokenizer(), obs_columns=[label_column, group_column])
     with open_count_matrix(cells) as matrix:
-        labels = [str(label or "") for label in matrix.obs_column(LABELS)]
+        labels = [str(label or "") for label in matrix.obs_column(label_column)]
         groups = sorted({str(group) for group in matrix.obs_column(group_column)})
     rare = tuple(sorted(label for label, number in Counter(labels).items() if label and number < MIN_CELLS))
-    return Task(name, str(cells), str(corpus), LABELS, group_column, tuple(groups), rare)
+    return Task(name, str(cells), str(corpus), label_column, group_column, tuple(groups), rare)
 
 
 def regression_scores(

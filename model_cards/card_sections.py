@@ -23,6 +23,7 @@ from screformer.model_cards.comparison import (
     untested_classes,
 )
 from screformer.model_cards.distillation_section import DISTILLATION, distillation_paragraphs, is_distilled
+from screformer.model_cards.downstream_section import downstream_paragraphs
 from screformer.model_cards.markdown import flat_rows, format_share, format_value, join_names, plain, table
 from screformer.model_cards.masked_genes import (
     BIN_COLUMNS,
@@ -124,8 +125,10 @@ def _masked_genes(metrics: Json) -> list[str]:
     return paragraphs
 
 
-def evaluation_section(results: Results | None) -> str:
+def evaluation_section(results: Results | None, checkpoint: Checkpoint) -> str:
     """Return the table of the model and its rivals, the verdict in words, and the scores by cell type."""
+    if results is None and checkpoint.downstream:
+        return "\n\n".join(downstream_paragraphs(checkpoint.downstream))
     if results is None:
         return (
             "No evaluation on test cells is recorded. Measure it on labelled cells of your own before you rely on it."
@@ -193,7 +196,10 @@ def limitations(results: Results | None, checkpoint: Checkpoint) -> Iterable[str
     elif splits and not groups:
         yield "The test cells come from the same donors as the training cells. On a new donor expect lower scores."
     run = "one training run" + (f" (seed {seed})" if seed is not None else "")
-    yield f"One split and {run}: there is no error bar, and gaps of a few points may be chance."
+    if results is None and checkpoint.downstream:
+        yield f"The weights are of {run}: how much the figures owe to that one is open."
+    else:
+        yield f"One split and {run}: there is no error bar, and gaps of a few points may be chance."
     if results is not None:
         yield from _measured_limitations(results)
     if checkpoint.cell_types:

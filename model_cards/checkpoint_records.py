@@ -22,6 +22,7 @@ class Checkpoint(NamedTuple):
     training: Json
     metrics: Json
     splits: Json
+    downstream: Json
 
     @property
     def cell_types(self) -> list[str]:
@@ -42,7 +43,7 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
     place = Path(folder)
     if not (place / "config.json").exists():
         raise FileNotFoundError(f"folder {str(place)!r} has no config.json; give the folder of a saved model")
-    names = ("config", "tokenizer_config", "training", "metrics", "splits")
+    names = ("config", "tokenizer_config", "training", "metrics", "splits", "downstream")
     records = [read_json(path) if (path := place / f"{name}.json").exists() else {} for name in names]
     return Checkpoint(place, *records)
 

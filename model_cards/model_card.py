@@ -23,6 +23,7 @@ from screformer.model_cards.card_sections import (
 )
 from screformer.model_cards.checkpoint_records import Checkpoint, num_values, read_checkpoint
 from screformer.model_cards.comparison import METRIC_TITLES, MODEL, Results, check_results, compare
+from screformer.model_cards.downstream_section import downstream_verdict
 from screformer.model_cards.markdown import bullets, format_value, plain, table
 from screformer.train.result_files import read_json, written_aside
 
@@ -90,8 +91,9 @@ def write_model_card(
     Parameters
     ----------
     folder
-        Checkpoint with ``config.json``; ``tokenizer_config.json``, ``training.json``, ``metrics.json``, ``splits.json``
-        and ``evaluation.json`` are read where they exist, and what they would say is reported missing where not.
+        Checkpoint with ``config.json``; ``tokenizer_config.json``, ``training.json``, ``metrics.json``,
+        ``splits.json``, ``evaluation.json`` and ``downstream.json`` are read where they exist, and what they would say
+        is reported missing where not.
     results
         ``"model"``, ``"logistic_regression"``, ``"majority_class"`` (and others) -> metrics on the same test cells, as
         `classification_metrics` returns them; optional in a row: ``seconds``, ``inverse_strength``. Default: the
@@ -128,7 +130,7 @@ def write_model_card(
         PAPER,
         title=plain(name),
         summary=head.summary,
-        verdict=_verdict(results),
+        verdict=_verdict(results, checkpoint),
         shape=_shape(checkpoint),
         intended_use=head.intended_use,
         vocabulary_size=f" ({format_value(num_genes)} genes)" if num_genes else "",
@@ -139,7 +141,7 @@ def write_model_card(
         command_line=_command_line(source) if head.auto_class == CLASSIFIER else "",
         training_data=training_data_section(checkpoint, data_sources),
         training_procedure=training_procedure_section(checkpoint, pretraining),
-        evaluation=evaluation_section(results),
+        evaluation=evaluation_section(results, checkpoint),
         limitations=bullets(map(plain, limitations(results, checkpoint))),
         versions=versions_section(checkpoint),
         licence=licence,
@@ -160,9 +162,9 @@ def _head(checkpoint: Checkpoint) -> Head:
     return HEADS[name]
 
 
-def _verdict(results: Results | None) -> str:
+def _verdict(results: Results | None, checkpoint: Checkpoint) -> str:
     if results is None:
-        return "> **No evaluation on test cells is recorded for this checkpoint.**"
+        return downstream_verdict(checkpoint) or "> **No evaluation on test cells is recorded for this checkpoint.**"
     comparison = compare(results)
     if comparison is None:
         return "> **No comparison with logistic regression is recorded**, so this card claims no advantage over it."

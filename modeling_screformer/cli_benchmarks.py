@@ -294,6 +294,12 @@ def benchmark_ablations(context: typer.Context) -> None:
     start("benchmarks.ablations", context.args)
 
 
+@benchmark.command("checkpoint", context_settings=TRAINER_COMMAND, add_help_option=False)
+def benchmark_checkpoint(context: typer.Context) -> None:
+    """A base checkpoint, made and tested: prepare, run, card. Example: screformer benchmark checkpoint --help"""
+    start("benchmarks.base_checkpoint", context.args)
+
+
 @benchmark.command("explanations", context_settings=TRAINER_COMMAND, add_help_option=False)
 def benchmark_explanations(context: typer.Context) -> None:
     """Explanations of test cells, by all methods. Example: screformer benchmark explanations --class beta"""

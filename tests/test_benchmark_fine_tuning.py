@@ -11,7 +11,7 @@ from small_corpus import TINY_RECIPE, make_cells, make_corpus
 from screformer.benchmarks import fine_tuning, fine_tuning_runs
 from screformer.benchmarks.fine_tuning import SYSTEMS, System, compare_fine_tuning, main
 from screformer.benchmarks.fine_tuning_report import format_fine_tuning, summarize
-from screformer.benchmarks.fine_tuning_tasks import Task, _deal_into_folds, score_labels
+from screformer.benchmarks.fine_tuning_tasks import Task, deal_into_folds, score_labels
 from screformer.train.recipes import find_recipe
 
 DONORS = ("human1", "human2", "human3", "human4")
@@ -86,7 +86,7 @@ def test_the_arithmetic():
 def test_folds_are_stratified_and_hold_every_cell_once(tmp_path):
     cells = make_cells(50)
     cells.write_h5ad(tmp_path / "cells.h5ad")
-    _deal_into_folds(tmp_path / "cells.h5ad", tmp_path / "folds.h5ad")
+    deal_into_folds(tmp_path / "cells.h5ad", tmp_path / "folds.h5ad")
     dealt = anndata.read_h5ad(tmp_path / "folds.h5ad")
     assert dealt.obs.groupby(["fold", "cell_type"], observed=True).size().to_list() == [5] * 10
 

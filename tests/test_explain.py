@@ -297,6 +297,22 @@ def test_curves_tell_a_good_order_from_a_bad_one(trained, gene_space):
     assert falls["curves"]["explanation"][0] == falls["curves"]["random genes"][0]
 
 
+def test_a_cell_whose_genes_are_all_taken_away_is_left_out_of_that_step(trained):
+    explainer, score = make_explainer(trained)
+    bins = explainer.background[:4].copy()
+    bins[0, 3:] = 0
+    bins[0, :3] = 1
+    order = np.arange(bins.shape[1], dtype=float) * np.ones((4, 1))
+    curves = deletion_and_insertion(explainer, score, bins, {"explanation": order, "random genes": -order})
+    assert np.isnan(curves.deletion["explanation"][0, 3:]).all()
+    described = curves.describe()
+    for name in ("deletion_probability", "insertion_probability"):
+        assert np.isfinite(described[name]["less"]["random genes"]["interval"]).all()
+        assert np.isfinite(described[name]["areas"]["explanation"])
+    expected = curves.deletion["explanation"][1:, 3].mean()
+    assert described["deletion"]["curves"]["explanation"][3] == pytest.approx(expected)
+
+
 def test_the_regression_weighs_genes_by_what_tells_the_class_from_others(trained):
     explainer, score = make_explainer(trained)
     bins = explainer.background

@@ -1,0 +1,196 @@
+"""`screformer benchmark checkpoint`: packed, made, brought back and described, at toy width on packaged cells."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import anndata
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from screformer.benchmarks import base_checkpoint, checkpoint_parcel
+from screformer.benchmarks.base_checkpoint import RECIPES, CheckpointOptions, main, make_base_checkpoint
+from screformer.benchmarks.base_checkpoint_report import write_checkpoint_card
+from screformer.benchmarks.checkpoint_parcel import open_parcel, prepare_parcel
+from screformer.benchmarks.pretraining_report import summarize_pretraining
+from screformer.model_cards.downstream_section import downstream_paragraphs, downstream_verdicts
+from screformer.tokenization import example_cells_path
+from screformer.tokenization.gene2vec import GeneVectors
+from screformer.tokenization.gene_vocabulary import GeneVocabulary
+
+TYPES = ["alpha", "beta"]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    """Cells of one donor that pretrain, of two that test."""
+    folder = tmp_path_factory.mktemp("cells")
+    adata = anndata.read_h5ad(example_cells_path())
+    adata = adata[adata.obs["cell_type"].isin(TYPES)]
+    for name, donors in (("one", ["human1"]), ("two", ["human2", "human3"]), ("all", ["human1", "human2", "human3"])):
+        rows = [
+            row
+            for donor in donors
+            for label in TYPES
+            for row in ((adata.obs["donor"] == donor) & (adata.obs["cell_type"] == label)).to_numpy().nonzero()[0][:14]
+        ]
+        adata[rows].copy().write_h5ad(folder / f"{name}.h5ad")
+    (folder / "sources.json").write_text(
+        json.dumps({"one": {"citation": "Baron et al. 2016", "origin": "PyPI package came", "licence": "MIT"}})
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def parcel(files, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("parcel")
+    with pytest.MonkeyPatch.context() as patch:
+        # gensim's five minutes of pairs say nothing here; that they are trained is tested elsewhere.
+        patch.setattr(checkpoint_parcel, "gene2vec_of_corpus", some_vectors)
+        main([
+            "prepare", "--cells", str(files / "one.h5ad"), "--test", f"{files / 'two.h5ad'}:cell_type:donor",
+            "--preset", "tiny", "--data-sources", str(files / "sources.json"),
+            "-o", str(folder / "parcel.zip"), "--work", str(folder / "work"),
+        ])  # fmt: skip
+    return folder / "parcel.zip"
+
+
+def some_vectors(corpus, *, num_dimensions):
+    genes = GeneVocabulary.human_v1().ensembl_ids
+    vectors = torch.randn(len(genes), num_dimensions, generator=torch.Generator().manual_seed(0)).numpy()
+    return GeneVectors(list(genes), vectors)
+
+
+@pytest.fixture(scope="module")
+def brought_back(parcel, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base_checkpoint, "PILOT_STEPS", (1, 2))
+        quick = "--class_weights balanced --learning_rate 1e-3 --max_steps 2"
+        patch.setitem(base_checkpoint.RECIPES, "tiny", RECIPES["tiny"]._replace(paper=quick))
+        main([
+            "run", "--parcel", str(parcel), "--minutes", "0.02", "--parts", "pretraining", "fine_tuning", "--use-cpu",
+            "-o", str(folder / "out"), "--work", str(folder / "work"),
+        ])  # fmt: skip
+    return folder / "out"
+
+
+def test_what_travels_is_small_and_holds_no_cell_that_tests(parcel, files, tmp_path):
+    opened = open_parcel(parcel, tmp_path)
+    (task,) = opened.tasks
+    assert parcel.stat().st_size < checkpoint_parcel.MAX_BYTES
+    assert (task.name, task.groups, task.group_column) == ("two", ("human2", "human3"), "donor")
+    assert opened.facts["num_pretraining_cells"] + opened.facts["num_held_out_cells"] == 28
+    assert opened.facts["sources"] == [
+        {"name": "one", "num_cells": 28, "citation": "Baron et al. 2016", "origin": "PyPI package came",
+         "licence": "MIT"}
+    ]  # fmt: skip
+    assert str(parcel.parent) not in json.dumps(opened.facts)
+    assert open_parcel(parcel, tmp_path).tasks == opened.tasks
+    with pytest.raises(ValueError, match=r"56 of 56 cells of two, which test, are among the cells that pretrain"):
+        prepare_parcel(
+            [files / "all.h5ad"], [f"{files / 'two.h5ad'}:cell_type:donor"], tmp_path / "x.zip", preset="tiny",
+            work=tmp_path / "work",
+        )  # fmt: skip
+    assert not (tmp_path / "x.zip").exists()
+
+
+def test_a_parcel_that_is_too_large_or_none_is_refused(parcel, files, tmp_path):
+    with pytest.raises(SystemExit, match=r"error: output: the parcel has .* MiB, and at most 0 may travel; leave out"):
+        main([
+            "prepare", "--cells", str(files / "one.h5ad"), "--test", f"{files / 'two.h5ad'}:cell_type:donor",
+            "--preset", "tiny", "-o", str(tmp_path / "parcel.zip"), "--work", str(parcel.parent / "work"),
+            "--max-mib", "0.1",
+        ])  # fmt: skip
+    assert not (tmp_path / "parcel.zip").exists()
+    (tmp_path / "none.zip").write_text("no zip")
+    with pytest.raises(SystemExit, match=r"error: parcel: .*none.zip is none"):
+        main(["run", "--parcel", str(tmp_path / "none.zip"), "-o", str(tmp_path / "out"), "--work", str(tmp_path)])
+    with pytest.raises(ValueError, match=r"parts got \['pretrain'\]"):
+        make_base_checkpoint(parcel, tmp_path, work=tmp_path, options=CheckpointOptions(parts=["pretrain"]))
+
+
+def test_the_checkpoint_loads_by_every_auto_class(brought_back, tmp_path):
+    assert {path.name for path in brought_back.iterdir()} == {
+        "results.json", "checkpoint.zip", "runs.zip", "report.md", "curves.png"
+    }  # fmt: skip
+    with zipfile.ZipFile(brought_back / "checkpoint.zip") as file:
+        file.extractall(tmp_path / "checkpoint")
+    weights = load_file(tmp_path / "checkpoint" / "model.safetensors")
+    assert {one.dtype for name, one in weights.items() if "rotations" not in name} == {torch.bfloat16}
+    assert {one.dtype for name, one in weights.items() if "rotations" in name} == {torch.float32}
+    for auto_class in (AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification):
+        model = auto_class.from_pretrained(tmp_path / "checkpoint")
+        assert model.dtype == torch.float32
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "checkpoint")) > 0
+    metrics = json.loads((tmp_path / "checkpoint" / "metrics.json").read_text())
+    results = json.loads((brought_back / "results.json").read_text())
+    part = results["parts"]["pretraining"]
+    assert metrics == part["metrics"]
+    assert metrics["held_out_loss"] == pytest.approx(part["held_out_loss_before_rounding"], rel=0.01)
+    assert 0 <= metrics["held_out_gene_majority_accuracy"] <= 1
+    assert results["parcel"]["num_pretraining_cells"] == 25
+
+
+def test_every_fold_has_its_twin_and_its_regression(brought_back):
+    results = json.loads((brought_back / "results.json").read_text())
+    task = results["parts"]["fine_tuning"]["tasks"]["two"]
+    told = {(run["system"], *run["groups"]) for run in task["runs"]}
+    systems = {"pretrained", "scratch", "paper_pretrained", "paper_scratch", "logistic_regression"}
+    assert told == {(system, donor) for system in systems for donor in ("human2", "human3")}
+    text = (brought_back / "report.md").read_text()
+    for words in ("## Pretraining", "Of the masked genes of held-out cells", "2 folds, 1 seed are too few for a claim"):
+        assert words in text
+    assert str(brought_back.parent) not in text + (brought_back / "results.json").read_text()
+
+
+def test_a_run_goes_on_from_what_was_brought_back(parcel, brought_back, tmp_path, monkeypatch):
+    for name in ("pretrain", "_release"):
+        monkeypatch.setattr(base_checkpoint, name, None)  # would be called
+    monkeypatch.setattr(
+        base_checkpoint, "run_ablations", lambda data, **given: {"notes": [data.name], "columns": ["a"], "rows": []}
+    )
+    main([
+        "run", "--parcel", str(parcel), "--minutes", "0.02", "--parts", "ablations", "--use-cpu", "--earlier",
+        str(brought_back), "-o", str(tmp_path / "out"), "--work", str(tmp_path / "work"),
+    ])  # fmt: skip
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert list(results["parts"]) == ["pretraining", "fine_tuning", "ablations"]
+    earlier = json.loads((brought_back / "results.json").read_text())
+    assert results["parts"]["fine_tuning"] == earlier["parts"]["fine_tuning"]
+    assert (tmp_path / "out" / "checkpoint.zip").exists()
+
+
+def test_the_card_says_what_was_seen_and_what_it_is_worth(brought_back, tmp_path):
+    path = write_checkpoint_card(brought_back, tmp_path)
+    text = path.read_text()
+    assert path.name == "screformer-tiny.md"
+    for words in (
+        "Is the pretraining worth it?", "| one | Baron et al. 2016 | PyPI package came | MIT |",
+        "### two", "Logistic regression", "each gene's commonest bin", "AutoModelForMaskedLM",
+    ):  # fmt: skip
+        assert words.lower() in text.lower(), words
+    with pytest.raises(ValueError, match="name got 'a/b'"):
+        write_checkpoint_card(brought_back, tmp_path, name="a/b")
+
+
+def test_verdicts_follow_the_interval():
+    def run(system, seed, **groups):
+        scores = {group: {"accuracy": score, "macro_f1": score} for group, score in groups.items()}
+        return {"system": system, "seed": seed, "groups": scores}
+
+    titles = {"logistic_regression": "Regression", "ours": "Ours", "twin": "Twin"}
+    for less, words in ((0.1, "Ours beats Twin"), (-0.1, "Ours loses to Twin"), (0.0, "Ours ties with Twin")):
+        runs = [run("logistic_regression", 0, a=0.5, b=0.5, c=0.5)]
+        runs += [run("ours", seed, a=0.7, b=0.8, c=0.6) for seed in range(2)]
+        runs += [run("twin", seed, a=0.7 - less, b=0.8 - less, c=0.6 - less) for seed in range(2)]
+        compared = [("ours", "twin"), ("ours", "logistic_regression")]
+        found = {
+            "titles": titles,
+            "twins": [["ours", "twin"]],
+            "tasks": {"set": summarize_pretraining(runs, titles, compared)},
+        }
+        assert downstream_verdicts(found, "set")[0].startswith(words)
+        assert any("| Ours | 0.700 | 0.700 |" in text for text in downstream_paragraphs(found))
