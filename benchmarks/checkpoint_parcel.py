@@ -18,7 +18,7 @@ from screformer.benchmarks.fine_tuning_tasks import Task, deal_into_folds, make_
 from screformer.benchmarks.suites import CellsToCompareOn
 from screformer.configuration_screformer import ScReformerConfig
 from screformer.tokenization import ScReformerTokenizer, build_corpus, open_corpus
-from screformer.tokenization.corpus_files import MANIFEST
+from screformer.tokenization.corpus_files import MANIFEST, checksum
 from screformer.tokenization.corpus_split import HoldOut
 from screformer.tokenization.gene2vec import save_gene_vectors
 from screformer.tokenization.overlap import find_seen_cells
@@ -28,6 +28,7 @@ from screformer.train.result_files import read_json, software_versions, write_js
 
 Json = dict[str, Any]
 MAX_BYTES = 64 * 2**20
+KNOWN_SOURCES = "checkpoint_sources.json"
 FACTS, CORPUS, VECTORS = "parcel.json", "corpus", "gene2vec.safetensors"
 DATASET = "dataset"
 HELD_OUT = HoldOut(0.1, "cell", 2022)
@@ -87,7 +88,8 @@ def prepare_parcel(
     work
         Folder for what goes into it.
     data_sources
-        JSON file: name of a file of cells, without its ending -> ``citation``, ``origin``, ``licence``, for the card.
+        JSON file: name of a file of cells, without its ending -> ``citation``, ``origin``, ``licence``, and
+        ``sha256``, a list of those that files of this name may have, if it matters; for the card. Default: the public files of ``checkpoint_sources.json``.
     max_bytes
         The zip file's most.
 
@@ -100,7 +102,7 @@ def prepare_parcel(
     """
     folder = Path(work)
     folder.mkdir(parents=True, exist_ok=True)
-    named = {} if data_sources is None else read_json(data_sources)
+    named = read_json(data_sources or Path(__file__).with_name(KNOWN_SOURCES))
     tasks = [_make_test(CellsToCompareOn.parse(text), folder) for text in tests]
     if not tasks or len({task.name for task in tasks}) < len(tasks):
         raise ValueError(f"tests got {list(tests)}; at least one file is needed, and no two of one name")
@@ -117,20 +119,30 @@ def prepare_parcel(
     if not (folder / VECTORS).exists():
         size = ScReformerConfig.preset(preset).hidden_size
         save_gene_vectors(gene2vec_of_corpus(corpus, num_dimensions=size), folder / VECTORS)
-    kept = {Path(source["name"]).stem: source["num_kept"] for source in corpus.manifest["sources"]}
-    sources = [{"name": name, "num_cells": number, **named.get(name, {})} for name, number in kept.items()]
+    sources = [
+        {"num_cells": source["num_kept"], **_named(named, Path(source["name"]).stem, source["sha256"])}
+        for source in corpus.manifest["sources"]
+    ]
     facts: Json = {
         "date": date.today().isoformat(),
         "preset": preset,
         "num_pretraining_cells": len(corpus.training),
         "num_held_out_cells": len(corpus.held_out),
         "sources": sources,
-        "test_sources": [{"name": task.name, **named.get(task.name, {})} for task in tasks],
+        "test_sources": [
+            _named(named, Path(one.path).stem, checksum(Path(one.path))) for one in map(CellsToCompareOn.parse, tests)
+        ],
         "tasks": [_facts_of(task, folder) for task in tasks],
         "versions": software_versions(),
     }
     write_json(folder / FACTS, facts)
     return {**facts, "num_bytes": _pack(folder, Path(output), max_bytes)}
+
+
+def _named(known: Json, name: str, sha256: str) -> Json:
+    """Return a file's name and what is known of where it comes from; nothing of another file of the same name."""
+    found = known.get(name, {})
+    return {"name": name, **(found if sha256 in found.get("sha256", [sha256]) else {}), "sha256": sha256}
 
 
 def _make_test(cells: CellsToCompareOn, folder: Path) -> Task:
