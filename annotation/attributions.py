@@ -6,7 +6,7 @@ the values of a cell sum to its score less the mean score of the background at t
 - ``"expected_gradients"`` (Erion et al. 2021, Nat Mach Intell 3:620) is what `shap`'s GradientExplainer estimates:
   gradients between the cell and random cells of the background, times their difference. Ours takes points that are
   spread evenly, no background cell twice, and replaces what the drawn cells differ by from the whole background (a
-  control variate; with it a linear model is explained exactly by any number of points).
+  control variate, see `NearbyModel`; with it a model of linear logits is explained exactly by any number of points).
 - ``"shap"``: GradientExplainer itself, the reference.
 - ``"integrated_gradients"`` (Sundararajan et al. 2017): from the mean embedding of the background, by Gauss and
   Legendre's rule. Its baseline is no cell, and the values sum to the difference from the score of that.
@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from screformer.annotation.explained_score import Bins, ExplainedCell
+from screformer.annotation.nearby_model import NearbyModel, at_levels
 from screformer.modeling_screformer import ScReformerForCellClassification
 
 FloatArray = npt.NDArray[np.float64]
@@ -92,14 +93,16 @@ def check_sampling(sampling: Sampling, num_background: int) -> None:
 def _expected_gradients(
     cell: ExplainedCell, there: Bins, num_points: int, generator: np.random.Generator
 ) -> FloatArray:
-    drawn = np.concatenate([generator.permutation(len(there)) for _ in range(-(-num_points // len(there)))])
-    starts = there[drawn[:num_points]]
+    drawn = np.concatenate([generator.permutation(len(there)) for _ in range(-(-num_points // len(there)))])[
+        :num_points
+    ]
+    starts = there[drawn]
     shares = (generator.permutation(num_points) + generator.random(num_points)) / num_points
     end = cell.table[torch.from_numpy(cell.levels.astype(np.int64)).to(cell.table.device)]
 
-    def points(rows: slice) -> Tensor:
-        start = cell.table[torch.from_numpy(starts[rows].astype(np.int64)).to(cell.table.device)]
-        share = torch.from_numpy(shares[rows]).to(cell.table)[:, None, None]
+    def points(chosen: slice | npt.NDArray[np.int64]) -> Tensor:
+        start = cell.table[torch.from_numpy(starts[chosen].astype(np.int64)).to(cell.table.device)]
+        share = torch.from_numpy(shares[chosen]).to(cell.table)[:, None, None]
         return start + share * (end - start)
 
     mean, at_starts = np.zeros((len(cell.levels), cell.num_bins)), np.zeros(len(cell.levels))
@@ -107,9 +110,9 @@ def _expected_gradients(
         mean += gradients.sum(axis=0) / num_points
         chosen = starts[rows].astype(np.int64)[:, :, None]
         at_starts += np.take_along_axis(gradients, chosen, axis=2)[:, :, 0].sum(axis=0) / num_points
-    # The mean gradient times what the drawn cells are on average, exchanged for what the whole background is.
-    drawn_mean, whole_mean = ((mean * bin_shares(cells, cell.num_bins)).sum(axis=1) for cells in (starts, there))
-    return _at(mean, cell.levels) - at_starts + drawn_mean - whole_mean
+    nearby = NearbyModel.of(cell, there, mean, points, shares)
+    # Exact for the model nearby, and what the points say of the difference of the two.
+    return at_levels(mean, cell.levels) - at_starts - nearby.values_at(drawn, shares) + nearby.values()
 
 
 def _integrated_gradients(
@@ -128,7 +131,7 @@ def _integrated_gradients(
     mean = np.zeros((len(cell.levels), cell.num_bins))
     for rows, gradients in cell.gradients(points, num_points):
         mean += np.tensordot(weights[rows], gradients, axes=1)
-    return _at(mean, cell.levels) - (mean * bin_shares(there, cell.num_bins)).sum(axis=1)
+    return at_levels(mean, cell.levels) - (mean * bin_shares(there, cell.num_bins)).sum(axis=1)
 
 
 def mean_embedding(cell: ExplainedCell, there: Bins) -> Tensor:
@@ -139,10 +142,6 @@ def mean_embedding(cell: ExplainedCell, there: Bins) -> Tensor:
 def bin_shares(bins: Bins, num_bins: int) -> FloatArray:
     """Return the share of cells (cells, L) that have each bin, (L, num_bins)."""
     return np.stack([(bins == level).mean(axis=0) for level in range(num_bins)], axis=1)
-
-
-def _at(of_bins: FloatArray, levels: Bins) -> FloatArray:
-    return np.take_along_axis(of_bins, levels.astype(np.int64)[:, None], axis=1)[:, 0]
 
 
 def _shap_gradients(cell: ExplainedCell, there: Bins, num_points: int, generator: np.random.Generator) -> FloatArray:

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.special import softmax
 from torch import Tensor
 
 from screformer.annotation.label_tree import LabelTree
@@ -81,13 +82,31 @@ class ClassScore(NamedTuple):
         return cls(text if labels == [text] else name, members, kind)
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Return scores (B,) of logits (B, num_labels)."""
+        """Return scores (B,) of logits (B, num_labels); see also `slopes`."""
         members = list(self.members)
         score = logits[:, members].logsumexp(dim=1)
         if self.kind == "logit":
             return score
         others = [number for number in range(logits.shape[1]) if number not in self.members]
         return score - logits[:, others].logsumexp(dim=1)
+
+    def used(self, num_labels: int) -> list[int]:
+        """Return which of the logits the score depends on."""
+        return list(self.members) if self.kind == "logit" else list(range(num_labels))
+
+    def slopes(self, logits: npt.NDArray[np.float64], num_labels: int) -> npt.NDArray[np.float64]:
+        """Return the score's derivatives by the logits that it depends on.
+
+        Parameters
+        ----------
+        logits
+            (..., number of them), in the order of `used`.
+        num_labels
+            Of the classifier.
+        """
+        is_member = np.isin(self.used(num_labels), self.members)
+        slopes = softmax(np.where(is_member, logits, -np.inf), axis=-1)
+        return slopes if is_member.all() else slopes - softmax(np.where(is_member, -np.inf, logits), axis=-1)
 
 
 class ExplainedCell:
@@ -108,14 +127,16 @@ class ExplainedCell:
 
     Attributes
     ----------
-    model
+    model, class_score
         As given.
     positions
         (L,): of the cell's tokens in the vocabulary, rising.
     levels
         (L,): their bins.
+    logits
+        (num_labels,): of the cell.
     score
-        Of the cell.
+        Of the cell, of its class.
     """
 
     def __init__(
@@ -127,7 +148,7 @@ class ExplainedCell:
         gene_space: GeneSpace,
         batch_size: int = 8,
     ) -> None:
-        self.model, self._score, self._batch_size = model, score, batch_size
+        self.model, self.class_score, self._batch_size = model, score, batch_size
         self.positions = np.arange(len(bins)) if gene_space == "full" else np.flatnonzero(bins)
         self.levels = bins[self.positions]
         device = model.device
@@ -136,7 +157,9 @@ class ExplainedCell:
         self.table = model.get_input_embeddings().weight[: model.config.num_bins].detach()
         self._orders = TokenOrders()
         with torch.no_grad():
-            self.score = float(self._forward(self.table[self._levels][None])[0])
+            logits = self._logits(self.table[self._levels][None])
+        self.logits = logits[0].double().cpu().numpy()
+        self.score = float(score(logits)[0])
 
     @property
     def num_bins(self) -> int:
@@ -157,7 +180,7 @@ class ExplainedCell:
         return self._forward(embeddings)
 
     def gradients(
-        self, embeddings: Callable[[slice], Tensor], num_points: int
+        self, embeddings: Callable[[slice], Tensor], num_points: int, *, logits: npt.NDArray[np.int64] | None = None
     ) -> Iterator[tuple[slice, npt.NDArray[np.float64]]]:
         """Yield (points, (K, L, num_bins)): the score's gradient at each point, along the embedding of each bin.
 
@@ -167,22 +190,32 @@ class ExplainedCell:
             Gives the embeddings (K, L, hidden) of some of the points.
         num_points
             How many there are.
+        logits
+            (num_points,): take the gradient of this logit instead, of each point another.
         """
         for rows in self._batches(num_points):
             leaf = embeddings(rows).detach().requires_grad_()
             with torch.enable_grad():
-                (gradient,) = torch.autograd.grad(self._forward(leaf).sum(), leaf)
+                found = self._logits(leaf)
+                if logits is None:
+                    chosen = self.class_score(found)
+                else:
+                    chosen = found.gather(1, torch.from_numpy(logits[rows]).to(found.device)[:, None])
+                (gradient,) = torch.autograd.grad(chosen.sum(), leaf)
             yield rows, (gradient.float() @ self.table.float().T).double().cpu().numpy()
 
     def _batches(self, number: int) -> list[slice]:
         return [slice(start, min(start + self._batch_size, number)) for start in range(0, number, self._batch_size)]
 
     def _forward(self, embeddings: Tensor) -> Tensor:
+        return self.class_score(self._logits(embeddings))
+
+    def _logits(self, embeddings: Tensor) -> Tensor:
         number = len(embeddings)
-        logits = self.model(
+        logits: Tensor = self.model(
             input_ids=self._levels.expand(number, -1),
             gene_ids=None if self._genes is None else self._genes.expand(number, -1),
             inputs_embeds=embeddings,
             token_orders=self._orders,
         ).logits
-        return self._score(logits.float())
+        return logits.float()

@@ -104,7 +104,31 @@ def class_blocks(one: Json, folder: Path, *, stem: str = "") -> list[Block]:
     if one["genes_asked"]:
         blocks += [Heading("Genes that were asked for", 3)]
         blocks += [Cells(f"Genes asked for, {name}", GENE_COLUMNS, _gene_rows(one["genes_asked"]))]
+        blocks += [Text(asked_sentence(one["genes_asked"]))]
     return blocks
+
+
+def asked_sentence(genes: Sequence[Json]) -> str:
+    """Return how many of the genes that were asked for are among the first, and what is known of the others."""
+    first = [row for row in genes if row["place"] is not None and row["place"] <= NUM_LISTED]
+    raising = sum(row["sign"] > 0 for row in first)
+    told = (
+        f"Of the {len(genes)} genes that were asked for, {len(first)} are among the {NUM_LISTED} that count most, of "
+        f"which {raising} raise the score where they are high."
+    )
+    others = [_apart(row) for row in genes if row not in first]
+    return told + (f" The others: {'; '.join(others)}." if others else "")
+
+
+def _apart(row: Json) -> str:
+    if row["place"] is None:
+        return f"{row['gene']}, in none of these cells"
+    place = row["regression_place"]
+    return (
+        f"{row['gene']}, place {row['place']}, which {row['share_expressed']:.0%} of these cells express and "
+        f"{row['background_share_expressed']:.0%} of the background"
+        + (f" (place {place} by logistic regression)" if place is not None else "")
+    )
 
 
 def _gene_rows(genes: Sequence[Json]) -> list[list[str]]:

@@ -88,8 +88,9 @@ def prepare_parcel(
     work
         Folder for what goes into it.
     data_sources
-        JSON file: name of a file of cells, without its ending -> ``citation``, ``origin``, ``licence``, and
-        ``sha256``, a list of those that files of this name may have, if it matters; for the card. Default: the public files of ``checkpoint_sources.json``.
+        JSON file: name of a file of cells, without its ending -> ``citation``, ``origin``, ``licence``, and ``sha256``,
+        a list of those that files of this name may have, if it matters; for the card. Default: the public files of
+        ``checkpoint_sources.json``.
     max_bytes
         The zip file's most.
 

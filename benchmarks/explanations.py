@@ -89,19 +89,24 @@ def explain_labelled_cells(
     """
     train, unseen = _split(data, other, test_share)
     known = _labelled(data, train)
+    name = (data if other is None else other).name
     system = ScReformerSystem()
     logger.info("fine-tuning on %d cells", len(train))
     system.fit(data.adata[train].copy(), data.labels[train].tolist(), seed=options.seed)
     trained = system.trained
-    name = (data if other is None else other).name
     stem = f"explanations-{name}" + ("" if options.gene_space is None else f"-{options.gene_space}")
+    folder = Path(work, stem)
+    folder.mkdir(parents=True, exist_ok=True)
+    test_file, train_file = (folder / f"{each}.h5ad" for each in (f"{name}-test", f"{data.name}-train"))
+    unseen.write_h5ad(test_file)
+    known.write_h5ad(train_file)
     explanation = explain_file(
-        unseen,
+        test_file,
         trained,
-        Path(work, stem),
+        folder,
         options,
         label_column=LABEL,
-        background=known,
+        background=train_file,
         overwrite=True,
         announce=logger.info,
         command=command,

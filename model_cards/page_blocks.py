@@ -142,4 +142,10 @@ def _inline_html(text: str) -> str:
 
 def _inline_markdown(text: str) -> str:
     parts = text.split("`")
-    return "".join(f"`{part}`" if index % 2 else markdown.plain(part) for index, part in enumerate(parts))
+    return "".join(f"`{part}`" if index % 2 else _plain(part) for index, part in enumerate(parts))
+
+
+def _plain(text: str) -> str:
+    """Return text escaped, with the spaces that stand between it and code."""
+    before, after = (" " if edge.isspace() else "" for edge in (text[:1], text[-1:]))
+    return f"{before}{markdown.plain(text)}{after}" if text.strip() else text

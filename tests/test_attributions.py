@@ -91,17 +91,45 @@ def test_with_as_many_points_ours_is_less_noisy_than_shap():
     assert gap("expected_gradients") < gap("shap") / 2
 
 
-@pytest.mark.parametrize("num_points", [1, 3, 16])
-def test_a_linear_model_is_explained_exactly_by_any_number_of_points(num_points):
+def make_linear_model():
+    """Return a model whose logits are linear in the bins, and their weights (labels, genes)."""
     model = make_model(classifier_paths=["convolution", "linear"])
     model.classifier.silence_deep_paths()
     weight = torch.randn(3, NUM_GENES, generator=torch.Generator().manual_seed(0))
     model.start_linear_path(weight, torch.zeros(3))
+    return model, weight
+
+
+@pytest.mark.parametrize("num_points", [1, 3, 16])
+def test_a_linear_model_is_explained_exactly_by_any_number_of_points(num_points):
+    model, weight = make_linear_model()
     (bins,), background = make_bins(1), make_bins(30, seed=1)
     cell = explained(model, bins)
     expected = weight[0].numpy() * (bins - background.mean(axis=0)) / 5
     for method in ("expected_gradients", "integrated_gradients"):
         np.testing.assert_allclose(attribute(cell, background, Sampling(method, num_points)), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("gene_space", ["full", "expressed"])
+@pytest.mark.parametrize(("name", "kind"), [("both=T cell|B cell", "logit"), ("T cell", "log_odds")])
+def test_scores_of_several_linear_logits_are_explained_exactly_too(name, kind, gene_space):
+    model, weight = make_linear_model()
+    (bins,), background = make_bins(1), make_bins(30, seed=1)
+    cell = explained(model, bins, name=name, kind=kind, gene_space=gene_space)
+    there = background[:, cell.positions]
+    # By many points on the way from each cell of the background: logits are linear, slopes are not.
+    expected = np.zeros(len(cell.positions))
+    for share in (np.arange(400) + 0.5) / 400:
+        for start in there:
+            path = torch.from_numpy(start + share * (cell.levels - start.astype(float))).float()
+            logits = (weight[:, cell.positions] @ path / 5).requires_grad_()
+            (slopes,) = torch.autograd.grad(cell.class_score(logits[None]).sum(), logits)
+            step = (cell.levels - start.astype(float)) / 5 / len(there) / 400
+            expected += (slopes[:, None] * weight[:, cell.positions]).sum(dim=0).numpy() * step
+    for num_points in (1, 4):
+        values = attribute(cell, background, Sampling(num_points=num_points))
+        np.testing.assert_allclose(values, expected, atol=2e-3)
+        assert values.sum() == pytest.approx(cell.score - mean_score(cell, background), abs=1e-3)
 
 
 def test_integrated_gradients_add_up_from_the_mean_embedding():

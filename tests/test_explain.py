@@ -132,7 +132,11 @@ def test_planted_genes_are_found_and_everything_is_written(trained, cells, tmp_p
         np.abs(of_alpha.layers["values"].toarray()).mean(axis=0), adata.varm["mean_abs_value"]["alpha"], rtol=1e-5
     )
     text = (tmp_path / "out" / "explanation.md").read_text()
-    for words in ("It adds up", "It stays the same", "Genes taken away", "Known markers: 2 of the 2 genes"):
+    for words in (
+        "It adds up", "It stays the same", "Genes taken away", "Known markers: 2 of the 2 genes",
+        "Of the 2 genes that were asked for, 1 are among the 20 that count most, of which 1 raise the score where they "
+        "are high. The others: GENE30, in none of these cells.", ", `explain_file`, screformer",
+    ):  # fmt: skip
         assert words in text
     html = (tmp_path / "out" / "explanation.html").read_text()
     assert html.count("data:image/png;base64,") == 7
