@@ -109,14 +109,18 @@ def class_blocks(one: Json, folder: Path, *, stem: str = "") -> list[Block]:
 
 
 def asked_sentence(genes: Sequence[Json]) -> str:
-    """Return how many of the genes that were asked for are among the first, and what is known of the others."""
+    """Return which of the genes that were asked for are among the first, and what is known of the others."""
     first = [row for row in genes if row["place"] is not None and row["place"] <= NUM_LISTED]
-    raising = sum(row["sign"] > 0 for row in first)
-    told = (
-        f"Of the {len(genes)} genes that were asked for, {len(first)} are among the {NUM_LISTED} that count most, of "
-        f"which {raising} raise the score where they are high."
-    )
+    lowering = [row["gene"] for row in first if row["sign"] < 0]
     others = [_apart(row) for row in genes if row not in first]
+    if first:
+        told = (
+            f"Among the {NUM_LISTED} genes that count most are {len(first)} of the {len(genes)} that were asked for: "
+            f"{', '.join(row['gene'] for row in first)}; high expression "
+            + (f"of {', '.join(lowering)} lowers the score." if lowering else "raises the score.")
+        )
+    else:
+        told = f"None of the {len(genes)} genes that were asked for is among the {NUM_LISTED} that count most."
     return told + (f" The others: {'; '.join(others)}." if others else "")
 
 

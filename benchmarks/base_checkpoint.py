@@ -13,9 +13,12 @@ import argparse
 import logging
 import shutil
 import sys
+import threading
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,6 +57,7 @@ PARTS = ("pretraining", "fine_tuning", "ablations", "costs", "scbert")
 MAX_FILES, MAX_FILE_BYTES = 8, 16 * 2**20
 PILOT_STEPS = (3, 15)
 NUM_EVALUATIONS = 10
+SECONDS_BETWEEN = 60
 RESULTS, WEIGHTS, RUNS, RELEASE = "results.json", "checkpoint.zip", "runs.zip", "release"
 CHECKPOINT = "checkpoint"
 # Each pair differs in what it starts from alone.
@@ -325,6 +329,8 @@ def make_base_checkpoint(
 ) -> Json:
     """Do the parts; after each, write into `output` what says everything, and return it at the end.
 
+    Records of runs are written there every minute too, so that a run that is cut short loses the run in hand.
+
     `output` then has ``results.json``, ``checkpoint.zip`` (weights in bfloat16, with tokenizer and code), ``runs.zip``
     (the record of every run), ``report.md`` and ``curves.png``.
 
@@ -370,9 +376,28 @@ def make_base_checkpoint(
     }
     for part in PARTS:
         if part in options.parts or making.result_of(part).exists():
-            results["parts"][part] = making.do(part)
+            with _every_minute(partial(_bring_runs_back, making, target)):
+                results["parts"][part] = making.do(part)
             _bring_back(results, making, target)
     return results
+
+
+@contextmanager
+def _every_minute(call: Callable[[], object]) -> Iterator[None]:
+    """Call something every minute meanwhile: what is there when a run is cut short is not lost."""
+    ended = threading.Event()
+
+    def keep_calling() -> None:
+        while not ended.wait(SECONDS_BETWEEN):
+            call()
+
+    thread = threading.Thread(target=keep_calling, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _unpack_earlier(earlier: Path, work: Path) -> None:
@@ -388,9 +413,7 @@ def _bring_back(results: Json, making: CheckpointMaking, target: Path) -> None:
     write_json(target / RESULTS, results)
     if making.release.exists():
         _zip(target / WEIGHTS, making.release, making.release.rglob("*"))
-    folders = ("results", "runs", "ablation_runs", "scbert_runs")
-    kept = [path for name in folders for path in (making.work / name).rglob("*") if path.suffix in {".json", ".npz"}]
-    _zip(target / RUNS, making.work, [*kept, making.work / "plan.json"])
+    _bring_runs_back(making, target)
     write_checkpoint_report(results, target)
     files = list(target.iterdir())
     large = {path.name: path.stat().st_size for path in files if path.stat().st_size > MAX_FILE_BYTES}
@@ -399,6 +422,14 @@ def _bring_back(results: Json, making: CheckpointMaking, target: Path) -> None:
             f"output: {len(files)} files, of which too large: {large or 'none'}; at most {MAX_FILES} of "
             f"{MAX_FILE_BYTES / 2**20:.0f} MiB can be brought back. Everything is in {making.work}"
         )
+
+
+def _bring_runs_back(making: CheckpointMaking, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    folders = ("results", "runs", "ablation_runs", "scbert_runs")
+    records = [path for name in folders for path in (making.work / name).rglob("*.json")]
+    kept = [path for record in records for path in (record, record.with_suffix(".npz"))]
+    _zip(target / RUNS, making.work, [*kept, making.work / "plan.json"])
 
 
 def _zip(path: Path, root: Path, files: Any) -> None:

@@ -1,6 +1,7 @@
 """`screformer benchmark checkpoint`: packed, made, brought back and described, at toy width on packaged cells."""
 
 import json
+import time
 import zipfile
 from pathlib import Path
 
@@ -164,6 +165,30 @@ def test_a_run_goes_on_from_what_was_brought_back(parcel, brought_back, tmp_path
     earlier = json.loads((brought_back / "results.json").read_text())
     assert results["parts"]["fine_tuning"] == earlier["parts"]["fine_tuning"]
     assert (tmp_path / "out" / "checkpoint.zip").exists()
+
+
+def test_a_run_that_is_cut_short_leaves_the_records_of_what_was_done(parcel, brought_back, tmp_path, monkeypatch):
+    monkeypatch.setattr(base_checkpoint, "SECONDS_BETWEEN", 0.05)
+
+    def ablate_until_cut(data, *, work, **given):
+        Path(work).mkdir()
+        (Path(work) / "one.json").write_text("{}")
+        (Path(work) / "one.npz").write_text("numbers")
+        (Path(work) / "half.npz").write_text("numbers of a run that is not done")
+        for _ in range(400):
+            time.sleep(0.05)
+            with zipfile.ZipFile(tmp_path / "out" / "runs.zip") as file:
+                if "ablation_runs/one.json" in file.namelist():
+                    raise KeyboardInterrupt
+        raise AssertionError("no record came")
+
+    monkeypatch.setattr(base_checkpoint, "run_ablations", ablate_until_cut)
+    options = CheckpointOptions(0.02, ["ablations"], use_cpu=True)
+    with pytest.raises(KeyboardInterrupt):
+        make_base_checkpoint(parcel, tmp_path / "out", work=tmp_path / "work", options=options, earlier=brought_back)
+    with zipfile.ZipFile(tmp_path / "out" / "runs.zip") as file:
+        kept = {name for name in file.namelist() if name.startswith("ablation_runs")}
+    assert kept == {"ablation_runs/one.json", "ablation_runs/one.npz"}
 
 
 def test_the_card_says_what_was_seen_and_what_it_is_worth(brought_back, tmp_path):

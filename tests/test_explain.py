@@ -26,6 +26,7 @@ from screformer.annotation.explanation_checks import (
     stability,
 )
 from screformer.annotation.explanation_figures import plot_beeswarm, plot_class_heat_map
+from screformer.annotation.explanation_page import asked_sentence
 from screformer.annotation.explanation_run import Checks, Explainer, estimate
 from screformer.annotation.explanation_tables import gene_table
 from screformer.annotation.trained_model import TrainedModel
@@ -134,8 +135,8 @@ def test_planted_genes_are_found_and_everything_is_written(trained, cells, tmp_p
     text = (tmp_path / "out" / "explanation.md").read_text()
     for words in (
         "It adds up", "It stays the same", "Genes taken away", "Known markers: 2 of the 2 genes",
-        "Of the 2 genes that were asked for, 1 are among the 20 that count most, of which 1 raise the score where they "
-        "are high. The others: GENE30, in none of these cells.", ", `explain_file`, screformer",
+        f"Among the 20 genes that count most are 1 of the 2 that were asked for: GENE{RAISES}; high expression raises "
+        "the score. The others: GENE30, in none of these cells.", ", `explain_file`, screformer",
     ):  # fmt: skip
         assert words in text
     html = (tmp_path / "out" / "explanation.html").read_text()
@@ -261,6 +262,17 @@ def test_markers_are_of_the_class_that_they_are_said_to_be_of(trained, cells, tm
     pd.DataFrame({"name": ["x"]}).to_csv(table, index=False)
     with pytest.raises(ValueError, match=r"one of .*'gene', 'symbol', 'marker'.* is needed"):
         read_marker_genes(table)
+
+
+def test_genes_that_were_asked_for_are_told_of_wherever_they_are():
+    row = {"gene": "A", "place": 1, "sign": 1}
+    assert "1 of the 1 that were asked for: A; high expression raises the score." in asked_sentence([row])
+    assert "A; high expression of A lowers the score." in asked_sentence([row | {"sign": -1}])
+    far = row | {"place": 21, "share_expressed": 0.5, "background_share_expressed": 0.4, "regression_place": None}
+    assert asked_sentence([far]) == (
+        "None of the 1 genes that were asked for is among the 20 that count most. The others: A, place 21, which 50% of "
+        "these cells express and 40% of the background."
+    )
 
 
 def make_explainer(trained):
