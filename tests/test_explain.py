@@ -270,8 +270,8 @@ def test_genes_that_were_asked_for_are_told_of_wherever_they_are():
     assert "A; high expression of A lowers the score." in asked_sentence([row | {"sign": -1}])
     far = row | {"place": 21, "share_expressed": 0.5, "background_share_expressed": 0.4, "regression_place": None}
     assert asked_sentence([far]) == (
-        "None of the 1 genes that were asked for is among the 20 that count most. The others: A, place 21, which 50% of "
-        "these cells express and 40% of the background."
+        "None of the 1 genes that were asked for is among the 20 that count most. The others: A, place 21, which 50% "
+        "of these cells express and 40% of the background."
     )
 
 
