@@ -34,6 +34,7 @@ from screformer.modeling_screformer import ScReformerForCellClassification
 FloatArray = npt.NDArray[np.float64]
 Method = Literal["expected_gradients", "shap", "integrated_gradients", "deep"]
 METHODS: tuple[Method, ...] = ("expected_gradients", "shap", "integrated_gradients", "deep")
+SHAP_METHODS: tuple[Method, ...] = ("shap", "deep")
 SHAP_BACKGROUND_BYTES = 1e9  # GradientExplainer wants the embeddings of its whole background at once
 SHAP_REMEDY = 'pip install "screformer[explain]"'
 

@@ -55,7 +55,7 @@ class ExplainOptions:
     seed
         Of what is drawn.
     batch_size
-        Points that are worked on together.
+        Points that are worked on together; None: as `Explainer`.
     checks
         How many cells each check takes.
     genes
@@ -71,7 +71,7 @@ class ExplainOptions:
     num_background: int = 500
     gene_space: GeneSpace | None = None
     seed: int = 0
-    batch_size: int = 8
+    batch_size: int | None = None
     checks: Checks = DEFAULT_CHECKS
     genes: Sequence[str] = ()
     markers: str | Path | None = None

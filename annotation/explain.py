@@ -32,7 +32,7 @@ from screformer.annotation.explanation_figures import (
     top_genes,
 )
 from screformer.annotation.explanation_page import NUM_LISTED, TITLE, check_sentences, file_name, write_page
-from screformer.annotation.explanation_run import Explainer, estimate
+from screformer.annotation.explanation_run import Explainer, activations_kept, estimate, workers_of
 from screformer.annotation.explanation_tables import write_h5ad, write_parquet
 from screformer.annotation.perturb import find_genes
 from screformer.annotation.trained_model import load_classifier
@@ -159,20 +159,29 @@ def explain_file(
         gene_space=gene_space,
         seed=options.seed,
     )
-    explainer = Explainer(trained.model, chosen.background.bins, gene_space, options.batch_size)
-    of_class = dict(zip(scores, chosen.of_class, strict=True))
-    price = estimate(
-        explainer,
-        {score: own.bins for score, own in of_class.items()},
-        options.sampling,
-        options.checks,
-        passes_of_curves=CURVE_PASSES,
+    explainer = Explainer(
+        trained.model,
+        chosen.background.bins,
+        gene_space,
+        options.batch_size,
+        workers_of(trained.model, options.sampling),
     )
-    announce(f"{sum(len(own.names) for own in chosen.of_class)} cells beside {len(chosen.background.names)}: {price}")
+    of_class = dict(zip(scores, chosen.of_class, strict=True))
+    longest = max(int(explainer.num_tokens(own.bins).max()) for own in chosen.of_class)
     run = ClassExplainer(trained, explainer, chosen, options, target / VALUES_FOLDER, progress)
-    begin = time.perf_counter()
-    forget_peak()
-    found = [run.explain(number, *pair) for number, pair in enumerate(of_class.items())]
+    with activations_kept(explainer, longest):
+        price = estimate(
+            explainer,
+            {score: own.bins for score, own in of_class.items()},
+            options.sampling,
+            options.checks,
+            passes_of_curves=CURVE_PASSES,
+        )
+        number = sum(len(own.names) for own in chosen.of_class)
+        announce(f"{number} cells beside {len(chosen.background.names)}: {price}")
+        begin = time.perf_counter()
+        forget_peak()
+        found = [run.explain(number, *pair) for number, pair in enumerate(of_class.items())]
     results = {
         "question": TITLE,
         "date": date.today().isoformat(),

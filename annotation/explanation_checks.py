@@ -46,8 +46,8 @@ def completeness(
     sampling
         By which.
     """
-    gaps, effects = [], []
-    for own, of_genes in zip(bins, values, strict=True):
+
+    def effect(own: Bins) -> float:
         cell = explainer.cell(score, own)
         there = explainer.background[:, cell.positions]
         if sampling.method == "integrated_gradients":
@@ -55,8 +55,10 @@ def completeness(
                 start = float(cell.at_embeddings(mean_embedding(cell, there)[None])[0])
         else:
             start = float(cell.at_bins(there).mean())
-        effects.append(cell.score - start)
-        gaps.append(float(of_genes.sum(dtype=np.float64)) - effects[-1])
+        return cell.score - start
+
+    effects = list(explainer.map(effect, list(bins)))
+    gaps = values.sum(axis=1, dtype=np.float64) - effects
     relative = np.abs(gaps) / np.maximum(np.abs(effects), np.finfo(np.float32).tiny)
     return {
         "num_cells": len(bins),

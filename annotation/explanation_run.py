@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from tqdm.auto import tqdm
 
-from screformer.annotation.attributions import Sampling, attribute
+from screformer.annotation.attributions import SHAP_METHODS, Sampling, attribute
 from screformer.annotation.cell_numbers import NumbersInFiles
 from screformer.annotation.explained_score import Bins, ClassScore, ExplainedCell
 from screformer.modeling_screformer import ScReformerForCellClassification
@@ -23,6 +26,9 @@ from screformer.train.process_memory import forget_peak, peak_process_memory
 logger = logging.getLogger(__name__)
 CELLS_PER_BLOCK = 16
 NUM_PILOT_CELLS, NUM_PILOT_PASSES = 3, 16
+TOKENS_AT_ONCE = 16_384
+MAX_ACTIVATION_BYTES = 1e9
+Item, Result = TypeVar("Item"), TypeVar("Result")
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -38,17 +44,38 @@ class Explainer(NamedTuple):
     gene_space
         ``"full"`` or ``"expressed"``.
     batch_size
-        Points that are worked on together.
+        Points that are worked on together; None: as many as have a handful of thousands of tokens, which is fastest.
+    num_workers
+        Cells that are worked on beside each other, by a thread each.
     """
 
     model: ScReformerForCellClassification
     background: Bins
     gene_space: GeneSpace
-    batch_size: int = 8
+    batch_size: int | None = None
+    num_workers: int = 1
 
     def cell(self, score: ClassScore, bins: Bins) -> ExplainedCell:
         """Return a cell's score as a function."""
-        return ExplainedCell(self.model, score, bins, gene_space=self.gene_space, batch_size=self.batch_size)
+        size = self.batch_size or max(1, TOKENS_AT_ONCE // max(1, int(self.num_tokens(bins[None])[0])))
+        return ExplainedCell(self.model, score, bins, gene_space=self.gene_space, batch_size=size)
+
+    def map(self, call: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+        """Yield what a call gives for each item, in their order, several at work at a time.
+
+        The work of one cell is made of many small operations, which several threads of PyTorch make little faster.
+        """
+        if self.num_workers == 1:
+            yield from map(call, items)
+            return
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        pool = ThreadPoolExecutor(self.num_workers)
+        try:
+            yield from pool.map(call, items)
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)
 
     def num_tokens(self, bins: Bins) -> npt.NDArray[np.int64]:
         """Return how many tokens each cell (cells, num_genes) has."""
@@ -61,6 +88,26 @@ class Explainer(NamedTuple):
         values = np.zeros(len(bins), dtype=np.float32)
         values[cell.positions] = attribute(cell, self.background, sampling, number=number)
         return values
+
+
+def workers_of(model: ScReformerForCellClassification, sampling: Sampling) -> int:
+    """Return how many cells are best worked on beside each other: a core each on a CPU, one on a GPU and by `shap`."""
+    is_alone = model.device.type != "cpu" or sampling.method in SHAP_METHODS  # which draws from a global generator
+    return 1 if is_alone else torch.get_num_threads()
+
+
+@contextmanager
+def activations_kept(explainer: Explainer, num_tokens: int) -> Iterator[None]:
+    """Meanwhile keep the activations of reversible layers where they are small, which saves computing them again."""
+    config = explainer.model.config
+    width = 16 * config.hidden_size + 4 * config.intermediate_size  # values a token and layer, roughly
+    tokens = explainer.num_workers * max(num_tokens, min(TOKENS_AT_ONCE, num_tokens * (explainer.batch_size or 1)))
+    before = config.reversible
+    config.reversible = before and 4 * width * config.num_hidden_layers * tokens > MAX_ACTIVATION_BYTES
+    try:
+        yield
+    finally:
+        config.reversible = before
 
 
 class Checks(NamedTuple):
@@ -136,8 +183,8 @@ def estimate(
         own = explainer.cell(score, cell)
         return own.at_bins(few[:, own.positions])
 
-    of_values = _line(sizes, [_seconds(explain, cell) for cell in pilots])
-    of_passes = _line(sizes, [_seconds(look_at, cell) / (len(few) + 1) for cell in pilots])
+    of_values = _line(sizes, [_seconds(explainer, explain, cell) for cell in pilots])
+    of_passes = _line(sizes, [_seconds(explainer, look_at, cell) / (len(few) + 1) for cell in pilots])
     seconds = 0.0
     for bins in bins_of.values():
         lengths = explainer.num_tokens(bins)
@@ -149,10 +196,11 @@ def estimate(
     return Price(seconds, peak_process_memory())
 
 
-def _seconds(call: Callable[[Bins], object], cell: Bins) -> float:
+def _seconds(explainer: Explainer, call: Callable[[Bins], object], cell: Bins) -> float:
+    """Return the seconds a cell where as many as usual are worked on."""
     begin = time.perf_counter()
-    call(cell)
-    return time.perf_counter() - begin
+    list(explainer.map(call, [cell] * explainer.num_workers))
+    return (time.perf_counter() - begin) / explainer.num_workers
 
 
 def _line(sizes: npt.NDArray[np.int64], times: Sequence[float]) -> Callable[[Any], npt.NDArray[np.float64]]:
@@ -208,8 +256,10 @@ def explain_cells(
                 continue
             rows = numbers.rows(number)
             values = []
-            for row in range(rows.start, rows.stop):
-                values.append(explainer.values(score, bins[row], sampling, number=row))
+            for found_of_cell in explainer.map(
+                lambda row: explainer.values(score, bins[row], sampling, number=row), range(rows.start, rows.stop)
+            ):
+                values.append(found_of_cell)
                 bar.update()
             if not np.isfinite(values).all():
                 raise ValueError(

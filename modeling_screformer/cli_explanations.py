@@ -42,7 +42,9 @@ def explain(
         list[str] | None, typer.Option(help="Cell type in a csv of markers, or CLASS=TYPE|TYPE. Once for each.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of cells and points that are drawn.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Points that are worked on together.")] = 8,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Points that are worked on together (default: by the genes of a cell).")
+    ] = None,
     layer: Layer = None,
     gene_column: GeneColumn = None,
     allow: Allow = None,

@@ -27,7 +27,7 @@ from screformer.annotation.explanation_checks import (
 )
 from screformer.annotation.explanation_figures import plot_beeswarm, plot_class_heat_map
 from screformer.annotation.explanation_page import asked_sentence
-from screformer.annotation.explanation_run import Checks, Explainer, estimate
+from screformer.annotation.explanation_run import Checks, Explainer, activations_kept, estimate, workers_of
 from screformer.annotation.explanation_tables import gene_table
 from screformer.annotation.trained_model import TrainedModel
 from screformer.cli import app
@@ -190,11 +190,11 @@ def test_of_a_background_without_labels_only_the_drawn_cells_are_named(trained, 
 def test_a_run_that_is_killed_goes_on_where_it_was(trained, cells, tmp_path, monkeypatch):
     whole = explained(trained, cells, tmp_path / "whole")
     monkeypatch.setattr(explanation_run, "CELLS_PER_BLOCK", 4)
-    calls = []
+    calls, price = [], 1 + 3 * workers_of(trained.model, Sampling())
 
     def count(*given, number, **others):
         calls.append(number)
-        if len(calls) == 4 + 10 and stops:  # those of the price, then ten cells
+        if len(calls) == price + 10 and stops:
             raise KeyboardInterrupt
         return attribute(*given, number=number, **others)
 
@@ -206,7 +206,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(trained, cells, tmp_path, mon
     stops = False
     calls.clear()
     again = explained(trained, cells, tmp_path / "out")
-    assert len(calls) == 4 + (12 - 8) + CHECKS.stability  # two blocks of four were there
+    assert len(calls) == price + (12 - 8) + CHECKS.stability  # two blocks of four were there
     pd.testing.assert_frame_equal(again.tables["alpha"], whole.tables["alpha"])
     assert again.results["seconds"] is None
     assert whole.results["seconds"] > 0
@@ -279,6 +279,38 @@ def make_explainer(trained):
     adata = make_cells(40)
     tokens = trained.tokenizer(adata, gene_space="full", return_tensors="np")
     return Explainer(trained.model, tokens["input_ids"].astype(np.uint8), "full"), ClassScore("alpha", (0,))
+
+
+@pytest.mark.parametrize("num_workers", [2, 5])
+def test_cells_that_are_worked_on_beside_each_other_are_as_those_alone(trained, num_workers):
+    explainer, score = make_explainer(trained)
+    threads = torch.get_num_threads()
+
+    def values(number):
+        return one.values(score, one.background[number], Sampling(num_points=4), number=number)
+
+    one = explainer._replace(gene_space="expressed", batch_size=3)
+    alone = np.stack([values(number) for number in range(12)])
+    one = one._replace(batch_size=None, num_workers=num_workers)
+    with activations_kept(one, 40):
+        assert not trained.model.config.reversible
+        np.testing.assert_allclose(np.stack(list(one.map(values, range(12)))), alone, atol=1e-5)
+    assert trained.model.config.reversible
+    assert torch.get_num_threads() == threads
+    with pytest.raises(ZeroDivisionError):
+        list(one.map(lambda number: 1 / number, range(12)))
+    assert torch.get_num_threads() == threads
+
+
+def test_activations_that_are_large_are_not_kept(trained):
+    explainer, _ = make_explainer(trained)
+    with activations_kept(explainer, 10**8):
+        assert trained.model.config.reversible
+
+
+def test_only_our_own_methods_work_on_several_cells(trained):
+    assert workers_of(trained.model, Sampling()) == torch.get_num_threads()
+    assert workers_of(trained.model, Sampling("shap")) == workers_of(trained.model, Sampling("deep")) == 1
 
 
 def test_values_that_do_not_add_up_are_told(trained):
