@@ -28,7 +28,8 @@ CELLS_PER_BLOCK = 16
 NUM_PILOT_CELLS, NUM_PILOT_PASSES = 3, 16
 TOKENS_AT_ONCE = 16_384
 MAX_ACTIVATION_BYTES = 1e9
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 FloatArray = npt.NDArray[np.float32]
 
 
