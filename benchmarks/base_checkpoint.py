@@ -286,8 +286,11 @@ class CheckpointMaking:
         )
 
     def _measure_costs(self) -> Json:
-        device = "cpu" if self.options.use_cpu or not torch.cuda.is_available() else "cuda"
-        return {"steps": measure_costs(list(COSTS), limits=replace(COST_LIMITS, device=device))}
+        limits = COST_LIMITS
+        if torch.cuda.is_available() and not self.options.use_cpu:
+            all_of_it = torch.cuda.get_device_properties(0).total_memory / 1e9
+            limits = replace(COST_LIMITS, device="cuda", memory_limit=all_of_it)
+        return {"steps": measure_costs(list(COSTS), limits=limits)}
 
     def _run_scbert(self) -> Json:
         """Train scBERT on every gene, or its toy where there is no GPU, on the first fold of each set."""
@@ -369,7 +372,7 @@ def make_base_checkpoint(
     making = CheckpointMaking(open_parcel(parcel, place), place, options)
     results: Json = {
         "question": f"What is a {making.preset} checkpoint worth that was pretrained for {options.minutes:g} minutes?",
-        **provenance(command),
+        **provenance(command, use_cpu=options.use_cpu),
         "parcel": making.parcel.facts,
         "options": {**options._asdict(), "parts": list(options.parts), "ablations": list(options.ablations)},
         "parts": {},

@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from screformer.benchmarks.cell_type_systems import CellTypeSystem
 from screformer.benchmarks.comparison_figures import plot_system_scores
 from screformer.benchmarks.comparison_statistics import BASELINE, paired_tests, pool_cells, summarize_systems
@@ -105,8 +107,11 @@ def compare_systems(
     return results
 
 
-def provenance(command: str) -> dict[str, Any]:  # Any: JSON
-    """Return ``date``, ``command``, ``device`` and ``versions``, of rivals' packages too, for a result file."""
+def provenance(command: str, *, use_cpu: bool = False) -> dict[str, Any]:  # Any: JSON
+    """Return ``date``, ``command``, ``device`` and ``versions``, of rivals' packages too, for a result file.
+
+    The device is the GPU where there is one, on which everything trains that can, unless `use_cpu`.
+    """
     found = {}
     for package in RIVAL_PACKAGES:
         with suppress(PackageNotFoundError):
@@ -114,7 +119,7 @@ def provenance(command: str) -> dict[str, Any]:  # Any: JSON
     return {
         "date": date.today().isoformat(),
         "command": command,
-        "device": describe_device("cpu"),
+        "device": describe_device("cuda" if torch.cuda.is_available() and not use_cpu else "cpu"),
         "versions": software_versions() | found,
     }
 
