@@ -174,8 +174,11 @@ class CheckpointMaking:
     def _pretrain(self) -> Json:
         steps, seconds = self._plan_steps()
         every = max(1, round(60 / seconds))
-        given = f"--save_strategy steps --save_steps {every} --save_total_limit 1 --eval_strategy steps --eval_steps "
-        trained = self._run_pretraining("pretrained", f"{given}{max(1, steps // NUM_EVALUATIONS)}", steps)
+        given = (
+            f"--disable_tqdm False --save_strategy steps --save_steps {every} --save_total_limit 1 "
+            f"--eval_strategy steps --eval_steps {max(1, steps // NUM_EVALUATIONS)}"
+        )
+        trained = self._run_pretraining("pretrained", given, steps)
         _release(trained.output_dir, self.release)
         # One step at a rate of 0: what the released weights, which are rounded, make of the held-out cells.
         again = self._run_pretraining("rescored", "--learning_rate 0 --eval_strategy no", 1, checkpoint=self.release)
@@ -317,6 +320,8 @@ def _release(trained: Path, release: Path) -> None:
         values = load_file(path)
         rounded = {name: one.bfloat16() if name in parameters else one for name, one in values.items()}
         save_file(rounded, path, metadata={"format": "pt"})
+    for path in aside.glob("*.json"):  # where the files lay says nothing to others
+        path.write_text(path.read_text(encoding="utf-8").replace(f"{trained.parent}/", ""), encoding="utf-8")
     shutil.rmtree(release, ignore_errors=True)
     aside.rename(release)
 

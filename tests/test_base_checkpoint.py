@@ -129,6 +129,8 @@ def test_the_checkpoint_loads_by_every_auto_class(brought_back, tmp_path):
         model = auto_class.from_pretrained(tmp_path / "checkpoint")
         assert model.dtype == torch.float32
     assert len(AutoTokenizer.from_pretrained(tmp_path / "checkpoint")) > 0
+    for path in (tmp_path / "checkpoint").glob("*.json"):
+        assert str(brought_back.parent) not in path.read_text(), path.name
     metrics = json.loads((tmp_path / "checkpoint" / "metrics.json").read_text())
     results = json.loads((brought_back / "results.json").read_text())
     part = results["parts"]["pretraining"]
@@ -200,6 +202,7 @@ def test_the_card_says_what_was_seen_and_what_it_is_worth(brought_back, tmp_path
         "### two", "Logistic regression", "each gene's commonest bin", "AutoModelForMaskedLM",
     ):  # fmt: skip
         assert words.lower() in text.lower(), words
+    assert str(brought_back.parent) not in text
     with pytest.raises(ValueError, match="name got 'a/b'"):
         write_checkpoint_card(brought_back, tmp_path, name="a/b")
 
