@@ -41,13 +41,11 @@ from screformer.benchmarks.fine_tuning_runs import (
 )
 from screformer.benchmarks.fine_tuning_tasks import Task
 from screformer.benchmarks.labelled_data import LabelledData, read_labelled_data
+from screformer.benchmarks.pretraining import pretrain_by
 from screformer.benchmarks.pretraining_report import summarize_pretraining
 from screformer.benchmarks.protocol import Kind, make_folds
 from screformer.benchmarks.system_scbert import ScBert
 from screformer.modeling_screformer import ScReformerForMaskedLM
-from screformer.train.argument_parser import parse_arguments
-from screformer.train.arguments import ModelArguments, PretrainingArguments, PretrainingDataArguments
-from screformer.train.pretrain import pretrain
 from screformer.train.result_files import read_json, write_json, written_aside
 from screformer.train.training_run import METRICS_FILE, TrainingResult
 
@@ -224,15 +222,7 @@ class CheckpointMaking:
             *["--load_best_model_at_end", "False", "--early_stopping_patience", "0", "--disable_tqdm", "True"],
             *more.split(),
         ]
-        data, model, training = parse_arguments(
-            [PretrainingDataArguments, ModelArguments, PretrainingArguments],
-            given,
-            program="pretrain",
-            description="",
-            example="",
-            recipes="pretrain",
-        )
-        return pretrain(model, data, training)
+        return pretrain_by(given)
 
     def _fine_tune(self) -> Json:
         width = Width(self.preset, self.gene_space, self.options.use_cpu)

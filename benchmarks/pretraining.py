@@ -37,7 +37,7 @@ from screformer.train.argument_parser import parse_arguments
 from screformer.train.arguments import ModelArguments, PretrainingArguments, PretrainingDataArguments
 from screformer.train.pretrain import pretrain
 from screformer.train.result_files import read_json
-from screformer.train.training_run import METRICS_FILE
+from screformer.train.training_run import METRICS_FILE, TrainingResult
 
 logger = logging.getLogger(__name__)
 
@@ -200,6 +200,11 @@ def make_checkpoint(pretraining: Pretraining) -> str:
     given = [*PRETRAININGS[pretraining.name].split(), *START, "--corpus", task.corpus]
     given += ["--group_column", task.group_column, "--exclude_groups", *pretraining.test_groups]
     given += ["--output_dir", str(pretraining.output), "--use_cpu", "True", "--disable_tqdm", "True"]
+    return str(pretrain_by(given).output_dir)
+
+
+def pretrain_by(given: Sequence[str]) -> TrainingResult:
+    """Pretrain by arguments of `screformer pretrain`."""
     data, model, training = parse_arguments(
         [PretrainingDataArguments, ModelArguments, PretrainingArguments],
         given,
@@ -208,7 +213,7 @@ def make_checkpoint(pretraining: Pretraining) -> str:
         example="",
         recipes="pretrain",
     )
-    return str(pretrain(model, data, training).output_dir)
+    return pretrain(model, data, training)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -153,7 +153,7 @@ def test_every_fold_has_its_twin_and_its_regression(brought_back):
 
 
 def test_a_run_goes_on_from_what_was_brought_back(parcel, brought_back, tmp_path, monkeypatch):
-    for name in ("pretrain", "_release"):
+    for name in ("pretrain_by", "_release"):
         monkeypatch.setattr(base_checkpoint, name, None)  # would be called
     monkeypatch.setattr(
         base_checkpoint, "run_ablations", lambda data, **given: {"notes": [data.name], "columns": ["a"], "rows": []}
