@@ -94,9 +94,8 @@ def check_sampling(sampling: Sampling, num_background: int) -> None:
 def _expected_gradients(
     cell: ExplainedCell, there: Bins, num_points: int, generator: np.random.Generator
 ) -> FloatArray:
-    drawn = np.concatenate([generator.permutation(len(there)) for _ in range(-(-num_points // len(there)))])[
-        :num_points
-    ]
+    rounds = -(-num_points // len(there))
+    drawn = np.concatenate([generator.permutation(len(there)) for _ in range(rounds)])[:num_points]
     starts = there[drawn]
     shares = (generator.permutation(num_points) + generator.random(num_points)) / num_points
     end = cell.table[torch.from_numpy(cell.levels.astype(np.int64)).to(cell.table.device)]

@@ -12,7 +12,7 @@ from typing import Any
 from screformer.benchmarks.ablation_costs import costs_rows
 from screformer.benchmarks.pretraining_report import HELD_OUT_SCORES
 from screformer.model_cards.card_sections import DataSource
-from screformer.model_cards.downstream_section import FILE, downstream_paragraphs
+from screformer.model_cards.downstream_section import DOWNSTREAM, downstream_paragraphs
 from screformer.model_cards.markdown import table
 from screformer.model_cards.masked_genes import masked_gene_sentence
 from screformer.model_cards.model_card import write_model_card
@@ -58,13 +58,13 @@ def format_checkpoint_report(results: Json) -> str:
 
 
 def _pretraining(part: Json) -> list[str]:
-    metrics = part["metrics"]
+    metrics, asked = part["metrics"], part["asked"]
     sentence = masked_gene_sentence(metrics)
     rows = [[title, f"{metrics[f'held_out_{score}']:.3f}"] for score, title in HELD_OUT_SCORES.items()]
     return [
         "## Pretraining",
-        f"`{part['recipe']}`, {part['gene_space']} gene space: {metrics['steps']:,} steps, {metrics['epochs']:.1f} "
-        f"epochs, {metrics['training_seconds'] / 60:.1f} minutes, of {part['minutes_asked']:g} that were asked for.",
+        f"`{asked['recipe']}`, {asked['gene_space']} gene space: {metrics['steps']:,} steps, {metrics['epochs']:.1f} "
+        f"epochs, {metrics['training_seconds'] / 60:.1f} minutes, of {asked['minutes']:g} that were asked for.",
         *([sentence] if sentence else []),
         table(("Held-out cells, weights rounded to bfloat16", "Value"), rows),
         f"Before rounding the loss was {part['held_out_loss_before_rounding']:.4f}.",
@@ -148,7 +148,7 @@ def write_checkpoint_card(results: str | Path, output: str | Path, *, name: str 
         with zipfile.ZipFile(folder / "checkpoint.zip") as file:
             file.extractall(checkpoint)
         if "fine_tuning" in found["parts"]:
-            write_json(checkpoint / f"{FILE}.json", downstream_record(found["parts"]["fine_tuning"]))
+            write_json(checkpoint / f"{DOWNSTREAM}.json", downstream_record(found["parts"]["fine_tuning"]))
         card = write_model_card(checkpoint, model_name=title, data_sources=sources)
         path = Path(output, f"{title}.md")
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ sets, each as an h5ad and as a corpus with its labels, and its donors or folds.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import zipfile
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from screformer.benchmarks.fine_tuning_tasks import Task, deal_into_folds, make_
 from screformer.benchmarks.suites import CellsToCompareOn
 from screformer.configuration_screformer import ScReformerConfig
 from screformer.tokenization import ScReformerTokenizer, build_corpus, open_corpus
-from screformer.tokenization.corpus_files import MANIFEST, checksum
+from screformer.tokenization.corpus_files import checksum
 from screformer.tokenization.corpus_split import HoldOut
 from screformer.tokenization.gene2vec import save_gene_vectors
 from screformer.tokenization.overlap import find_seen_cells
@@ -30,7 +31,6 @@ Json = dict[str, Any]
 MAX_BYTES = 64 * 2**20
 KNOWN_SOURCES = "checkpoint_sources.json"
 FACTS, CORPUS, VECTORS = "parcel.json", "corpus", "gene2vec.safetensors"
-DATASET = "dataset"
 HELD_OUT = HoldOut(0.1, "cell", 2022)
 
 
@@ -77,7 +77,7 @@ def prepare_parcel(
     Parameters
     ----------
     cells
-        Files of raw counts that pretrain, with a column `dataset` or without.
+        Files of raw counts that pretrain.
     tests
         ``FILE[:LABELS[:DONORS]]`` of labelled cells that test; without donors they are dealt into five folds. None of
         their cells may be among `cells`.
@@ -97,7 +97,8 @@ def prepare_parcel(
     Raises
     ------
     ValueError
-        A cell that tests is among those that pretrain, two tests have one name, or the zip file is too large.
+        A cell that tests is among those that pretrain, two tests have one name, `work` has a corpus of other cells, or
+        the zip file is too large.
     OSError
         A file is not there.
     """
@@ -107,8 +108,7 @@ def prepare_parcel(
     tasks = [_make_test(CellsToCompareOn.parse(text), folder) for text in tests]
     if not tasks or len({task.name for task in tasks}) < len(tasks):
         raise ValueError(f"tests got {list(tests)}; at least one file is needed, and no two of one name")
-    if not (folder / CORPUS / MANIFEST).exists():
-        build_corpus(cells, folder / CORPUS, tokenizer=ScReformerTokenizer(), hold_out=HELD_OUT)
+    corpus = build_corpus(cells, folder / CORPUS, tokenizer=ScReformerTokenizer(), hold_out=HELD_OUT)
     for task in tasks:
         seen = find_seen_cells(task.cells, folder / CORPUS)
         if seen.num_seen:
@@ -116,10 +116,10 @@ def prepare_parcel(
                 f"{seen.num_seen} of {seen.num_cells} cells of {task.name}, which test, are among the cells that "
                 f"pretrain; leave their file out of cells, and delete {folder / CORPUS}"
             )
-    corpus = open_corpus(folder / CORPUS)
-    if not (folder / VECTORS).exists():
-        size = ScReformerConfig.preset(preset).hidden_size
-        save_gene_vectors(gene2vec_of_corpus(corpus, num_dimensions=size), folder / VECTORS)
+    size = ScReformerConfig.preset(preset).hidden_size
+    vectors = folder / f"gene2vec-{size}.safetensors"  # of this corpus: the folder takes no other
+    if not vectors.exists():
+        save_gene_vectors(gene2vec_of_corpus(corpus, num_dimensions=size), vectors)
     sources = [
         {"num_cells": source["num_kept"], **_named(named, Path(source["name"]).stem, source["sha256"])}
         for source in corpus.manifest["sources"]
@@ -137,7 +137,7 @@ def prepare_parcel(
         "versions": software_versions(),
     }
     write_json(folder / FACTS, facts)
-    return {**facts, "num_bytes": _pack(folder, Path(output), max_bytes)}
+    return {**facts, "num_bytes": _pack(folder, vectors, Path(output), max_bytes)}
 
 
 def _named(known: Json, name: str, sha256: str) -> Json:
@@ -146,9 +146,12 @@ def _named(known: Json, name: str, sha256: str) -> Json:
     return {"name": name, **(found if sha256 in found.get("sha256", [sha256]) else {}), "sha256": sha256}
 
 
-def _make_test(cells: CellsToCompareOn, folder: Path) -> Task:
-    source = Path(cells.path)
-    copy, column = folder / source.name, cells.group_column
+def _make_test(cells: CellsToCompareOn, work: Path) -> Task:
+    """Copy or deal a file's cells, and make their corpus, in a folder whose name no other file or columns share."""
+    source, column = Path(cells.path), cells.group_column
+    named = "-".join([checksum(source)[:12], cells.label_column, column or "fold"])
+    folder = work / f"{source.stem}-{re.sub(r'[^A-Za-z0-9_-]', '_', named)}"
+    copy = folder / source.name
     if not copy.exists():
         if column is None:
             deal_into_folds(source, copy, label_column=cells.label_column)
@@ -165,13 +168,14 @@ def _facts_of(task: Task, folder: Path) -> Json:
     return {**task._asdict(), **inside, "num_cells": len(labels)}
 
 
-def _pack(folder: Path, output: Path, max_bytes: int) -> int:
+def _pack(folder: Path, vectors: Path, output: Path, max_bytes: int) -> int:
     """Write the zip file, unless it is larger than it may be; return its size."""
     output.parent.mkdir(parents=True, exist_ok=True)
     facts = read_json(folder / FACTS)
-    kept = [FACTS, VECTORS, CORPUS, *(task[name] for task in facts["tasks"] for name in ("cells", "corpus"))]
+    kept = [FACTS, CORPUS, *(task[name] for task in facts["tasks"] for name in ("cells", "corpus"))]
     with written_aside(output) as aside:
         with zipfile.ZipFile(aside, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as file:
+            file.write(vectors, VECTORS)
             for name in kept:
                 place = folder / name
                 for path in sorted(place.rglob("*")) if place.is_dir() else [place]:

@@ -1,6 +1,7 @@
 """Explanations on labelled cells: a classifier trained on one part of them, explained on another.
 
-A part of the cells, drawn at random from each type, trains `finetune-small`; the rest, or cells of another file, are
+A part of the cells, drawn at random from each type, trains `finetune-small`, which is nearly linear, or the paper's
+classifier alone (as the ablations without pretraining train it), which is not; the rest, or cells of another file, are
 explained beside a background of the first. Also what each method makes of the same cells with as many points: how far
 its values are from adding up, how near it comes to expected gradients with many points, and its seconds.
 """
@@ -14,7 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,7 @@ from screformer.annotation.explained_score import ClassScore
 from screformer.annotation.explanation_checks import completeness
 from screformer.annotation.explanation_page import class_blocks, file_name
 from screformer.annotation.explanation_run import Explainer
+from screformer.benchmarks.ablations import DEFAULTS, FINETUNING
 from screformer.benchmarks.comparison import SPLIT_SEED, provenance
 from screformer.benchmarks.fine_tuning_runs import without_folders
 from screformer.benchmarks.labelled_data import LabelledData, read_labelled_data
@@ -45,6 +47,13 @@ Json = dict[str, Any]
 LABEL = "cell_type"
 NUM_REFERENCE_POINTS = 256
 FIGURES = ("beeswarm", "genes", "curves")
+Classifiers = Literal["small", "paper"]
+RATE = f"--learning_rate {DEFAULTS.learning_rate} --num_train_epochs {DEFAULTS.epochs}"
+FINE_TUNINGS: dict[Classifiers, str] = {
+    "small": "finetune-small",
+    "paper": f"{FINETUNING} --gene_space expressed {RATE}",
+}
+TITLES: dict[Classifiers, str] = {"small": "finetune-small", "paper": "The paper's classifier"}
 
 
 def explain_labelled_cells(
@@ -55,6 +64,7 @@ def explain_labelled_cells(
     work: str | Path,
     other: LabelledData | None = None,
     test_share: float = 0.2,
+    classifier: Classifiers = "small",
     num_compared: int = 10,
     methods: Sequence[str] = METHODS,
     command: str = "explain_labelled_cells",
@@ -75,6 +85,8 @@ def explain_labelled_cells(
         Cells to explain, when all of `data` train; their labels are names of the classes, or of the model's labels.
     test_share
         Share of `data` to explain, otherwise.
+    classifier
+        ``"small"``: the recipe `finetune-small`; ``"paper"``: the paper's classifier, with no regression to start from.
     num_compared
         Cells of the first class that all methods explain; 0: none, the methods are not compared.
     methods
@@ -90,11 +102,12 @@ def explain_labelled_cells(
     train, unseen = _split(data, other, test_share)
     known = _labelled(data, train)
     name = (data if other is None else other).name
-    system = ScReformerSystem()
+    system = ScReformerSystem(FINE_TUNINGS[classifier])
     logger.info("fine-tuning on %d cells", len(train))
     system.fit(data.adata[train].copy(), data.labels[train].tolist(), seed=options.seed)
     trained = system.trained
-    stem = f"explanations-{name}" + ("" if options.gene_space is None else f"-{options.gene_space}")
+    kinds = [classifier if classifier != "small" else None, options.gene_space]
+    stem = "-".join(["explanations", name, *(kind for kind in kinds if kind is not None)])
     folder = Path(work, stem)
     folder.mkdir(parents=True, exist_ok=True)
     test_file, train_file = (folder / f"{each}.h5ad" for each in (f"{name}-test", f"{data.name}-train"))
@@ -116,6 +129,7 @@ def explain_labelled_cells(
         "name": stem,
         "data": name,
         "train_data": data.name,
+        "classifier": TITLES[classifier],
         "num_train": len(train),
         "num_test": unseen.n_obs,
         "named_so": _shares_named_so(trained, unseen, options),
@@ -253,7 +267,7 @@ def format_explanations(results: Json, folder: Path) -> str:
     blocks: list[Block] = [
         Text(
             f"{results['date']}, `{results['command']}`, screformer {results['versions']['screformer']}. "
-            f"finetune-small, tiny, trained on {results['num_train']:,} cells of {results['train_data']}; of "
+            f"{results['classifier']}, tiny, trained on {results['num_train']:,} cells of {results['train_data']}; of "
             f"{results['num_test']:,} other cells of {results['data']} the model gives their class to {named}. "
             f"{results['gene_space'].capitalize()} gene space; {results['sampling']['method'].replace('_', ' ')}, "
             f"{results['sampling']['num_points']} points a cell, {results['num_background']} background cells of the "
@@ -286,6 +300,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--cells", help="FILE[:LABELS]; default: the packaged pancreas.")
     parser.add_argument("--test-cells", help="FILE[:LABELS] to explain; then all of --cells train.")
     parser.add_argument("--test-share", type=float, default=0.2, help="Of --cells, otherwise (default: %(default)s).")
+    parser.add_argument("--classifier", default="small", choices=list(TITLES), help="finetune-small, or the paper's.")
     parser.add_argument("--class", dest="classes", nargs="+", required=True, help="As for screformer explain.")
     parser.add_argument("--gene", nargs="+", default=[], help="Report the places of these.")
     parser.add_argument("--markers", help="As for screformer explain.")
@@ -321,6 +336,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             work=given.work,
             other=None if given.test_cells is None else _read(given.test_cells),
             test_share=given.test_share,
+            classifier=given.classifier,
             num_compared=given.num_compared,
             command=f"screformer benchmark explanations {shlex.join(without_folders(arguments))}",
         )

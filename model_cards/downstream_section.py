@@ -9,7 +9,7 @@ from screformer.model_cards.checkpoint_records import Checkpoint
 from screformer.model_cards.markdown import plain, table
 
 Json = Mapping[str, Any]
-FILE = "downstream"  # .json beside a checkpoint
+DOWNSTREAM = "downstream"  # .json beside a checkpoint
 MIN_RUNS = 5  # folds times seeds, for a claim
 SCORES = {"accuracy": "Accuracy", "macro_f1": "Macro-F1"}
 REGRESSION = "logistic_regression"

@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from screformer.benchmarks import base_checkpoint, checkpoint_parcel
-from screformer.benchmarks.base_checkpoint import RECIPES, CheckpointOptions, main, make_base_checkpoint
+from screformer.benchmarks import base_checkpoint, checkpoint_parcel, checkpoint_parts
+from screformer.benchmarks.base_checkpoint import main, make_base_checkpoint
 from screformer.benchmarks.base_checkpoint_report import write_checkpoint_card
 from screformer.benchmarks.checkpoint_parcel import open_parcel, prepare_parcel
+from screformer.benchmarks.checkpoint_parts import RECIPES, CheckpointOptions
 from screformer.benchmarks.fine_tuning_runs import do_runs
 from screformer.benchmarks.pretraining_report import summarize_pretraining
 from screformer.model_cards.downstream_section import downstream_paragraphs, downstream_verdicts
@@ -70,10 +71,10 @@ def some_vectors(corpus, *, num_dimensions):
 def brought_back(parcel, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(base_checkpoint, "PILOT_STEPS", (1, 2))
-        patch.setattr(base_checkpoint, "do_runs", lambda runs, _, log: do_runs(runs, 1, log))  # no new processes
+        patch.setattr(checkpoint_parts, "PILOT_STEPS", (1, 2))
+        patch.setattr(checkpoint_parts, "do_runs", lambda runs, _, log: do_runs(runs, 1, log))  # no new processes
         quick = "--class_weights balanced --learning_rate 1e-3 --max_steps 2"
-        patch.setitem(base_checkpoint.RECIPES, "tiny", RECIPES["tiny"]._replace(paper=quick))
+        patch.setitem(RECIPES, "tiny", RECIPES["tiny"]._replace(paper=quick))
         main([
             "run", "--parcel", str(parcel), "--minutes", "0.02", "--parts", "pretraining", "fine_tuning", "--use-cpu",
             "-o", str(folder / "out"), "--work", str(folder / "work"),
@@ -99,6 +100,14 @@ def test_what_travels_is_small_and_holds_no_cell_that_tests(parcel, files, tmp_p
             work=tmp_path / "work",
         )  # fmt: skip
     assert not (tmp_path / "x.zip").exists()
+
+
+def test_other_cells_do_not_become_the_corpus_that_is_there(files, parcel, tmp_path):
+    with pytest.raises(ValueError, match="corpus"):
+        prepare_parcel(
+            [files / "all.h5ad"], [f"{files / 'two.h5ad'}:cell_type:donor"], tmp_path / "x.zip", preset="tiny",
+            work=parcel.parent / "work",
+        )  # fmt: skip
 
 
 def test_a_parcel_that_is_too_large_or_none_is_refused(parcel, files, tmp_path):
@@ -147,19 +156,24 @@ def test_every_fold_has_its_twin_and_its_regression(brought_back):
     systems = {"pretrained", "scratch", "paper_pretrained", "paper_scratch", "logistic_regression"}
     assert told == {(system, donor) for system in systems for donor in ("human2", "human3")}
     text = (brought_back / "report.md").read_text()
-    for words in ("## Pretraining", "Of the masked genes of held-out cells", "2 folds, 1 seed are too few for a claim"):
+    for words in (
+        "## Pretraining",
+        "of 0.02 that were asked for",
+        "Of the masked genes of held-out cells",
+        "2 folds, 1 seed are too few for a claim",
+    ):
         assert words in text
     assert str(brought_back.parent) not in text + (brought_back / "results.json").read_text()
 
 
 def test_a_run_goes_on_from_what_was_brought_back(parcel, brought_back, tmp_path, monkeypatch):
-    for name in ("pretrain_by", "_release"):
-        monkeypatch.setattr(base_checkpoint, name, None)  # would be called
+    for name in ("pretrain_by", "round_weights"):
+        monkeypatch.setattr(checkpoint_parts, name, None)  # would be called
     monkeypatch.setattr(
-        base_checkpoint, "run_ablations", lambda data, **given: {"notes": [data.name], "columns": ["a"], "rows": []}
+        checkpoint_parts, "run_ablations", lambda data, **given: {"notes": [data.name], "columns": ["a"], "rows": []}
     )
     main([
-        "run", "--parcel", str(parcel), "--minutes", "0.02", "--parts", "ablations", "--use-cpu", "--earlier",
+        "run", "--parcel", str(parcel), "--minutes", "7", "--parts", "ablations", "--use-cpu", "--earlier",
         str(brought_back), "-o", str(tmp_path / "out"), "--work", str(tmp_path / "work"),
     ])  # fmt: skip
     results = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -167,6 +181,16 @@ def test_a_run_goes_on_from_what_was_brought_back(parcel, brought_back, tmp_path
     earlier = json.loads((brought_back / "results.json").read_text())
     assert results["parts"]["fine_tuning"] == earlier["parts"]["fine_tuning"]
     assert (tmp_path / "out" / "checkpoint.zip").exists()
+    # Who asks for another checkpoint does not get this one.
+    options = CheckpointOptions(7, ["pretraining"], use_cpu=True)
+    with pytest.raises(ValueError, match=r"has a checkpoint that was made with minutes 0\.02, now 7; choose another"):
+        make_base_checkpoint(parcel, tmp_path / "other", work=tmp_path / "work", options=options)
+
+
+def test_there_must_be_a_checkpoint_to_fine_tune(parcel, tmp_path):
+    options = CheckpointOptions(parts=["fine_tuning"], use_cpu=True)
+    with pytest.raises(ValueError, match=r"there is no checkpoint in .* to fine-tune; add pretraining to the parts"):
+        make_base_checkpoint(parcel, tmp_path / "out", work=tmp_path / "work", options=options)
 
 
 def test_a_run_that_is_cut_short_leaves_the_records_of_what_was_done(parcel, brought_back, tmp_path, monkeypatch):
@@ -184,7 +208,7 @@ def test_a_run_that_is_cut_short_leaves_the_records_of_what_was_done(parcel, bro
                     raise KeyboardInterrupt
         raise AssertionError("no record came")
 
-    monkeypatch.setattr(base_checkpoint, "run_ablations", ablate_until_cut)
+    monkeypatch.setattr(checkpoint_parts, "run_ablations", ablate_until_cut)
     options = CheckpointOptions(0.02, ["ablations"], use_cpu=True)
     with pytest.raises(KeyboardInterrupt):
         make_base_checkpoint(parcel, tmp_path / "out", work=tmp_path / "work", options=options, earlier=brought_back)

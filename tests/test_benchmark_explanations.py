@@ -13,9 +13,9 @@ from screformer.benchmarks.labelled_data import read_labelled_data
 from screformer.benchmarks.system_ours import ScReformerSystem
 
 
-def tiny_system():
+def tiny_system(finetuning="finetune-small"):
     shape = " ".join(value.replace(" ", "") for value in [*TINY_MODEL, "gene_space=expressed"])
-    return ScReformerSystem("finetune-small --use_cpu", model=f"--config_overrides {shape}", tokenizer=make_tokenizer())
+    return ScReformerSystem(f"{finetuning} --use_cpu", model=f"--config_overrides {shape}", tokenizer=make_tokenizer())
 
 
 def test_the_genes_of_a_type_are_found_in_cells_that_it_was_not_trained_on(tmp_path, monkeypatch):
@@ -61,17 +61,19 @@ def test_cells_of_another_file_are_explained_by_a_model_of_all_cells(tmp_path, m
     others = make_cells(60, types=["alpha", "beta"], seed=7)
     others.obs["cell_type"] = ["endocrine" if name == "alpha" else name for name in others.obs["cell_type"]]
     others.write_h5ad(tmp_path / "others.h5ad")
-    words = "--class endocrine=alpha --points 4 --num-cells 8 --num-background 30 --num-compared 0 --gene-space full"
+    words = "--class endocrine=alpha --classifier paper --points 4 --num-cells 8 --num-background 30 --num-compared 0 "
+    words += "--gene-space full"
     module.main([
         "--cells", str(tmp_path / "cells.h5ad"), "--test-cells", str(tmp_path / "others.h5ad"), *words.split(),
         "--output", str(tmp_path / "out"), "--work", str(tmp_path / "work"),
     ])  # fmt: skip
-    results = json.loads((tmp_path / "out" / "explanations-others-full.json").read_text())
+    results = json.loads((tmp_path / "out" / "explanations-others-paper-full.json").read_text())
     assert (results["num_train"], results["num_test"], results["train_data"]) == (90, 60, "cells")
     assert list(results["named_so"]) == ["endocrine"]
+    assert results["classifier"] == "The paper's classifier"
     assert results["classes"][0]["num_cells"] == 8
     assert (results["gene_space"], results["methods"]) == ("full", [])
-    assert "## Methods" not in (tmp_path / "out" / "explanations-others-full.md").read_text()
+    assert "## Methods" not in (tmp_path / "out" / "explanations-others-paper-full.md").read_text()
 
 
 def test_a_share_that_is_none_is_refused(tmp_path):

@@ -128,3 +128,36 @@ def test_the_figures_of_few_cells_are_those_of_the_result_files():
         f"(with five {few['5', 'paper_both']} instead of {few['5', 'paper']})",
     ):
         assert told in text, told
+
+
+def test_the_figures_of_explanations_are_those_of_the_result_files():
+    text = " ".join(README.split())
+    results = ROOT / "benchmarks" / "results"
+    held_out, full = (
+        json.loads((results / f"explanations-{name}.json").read_text()) for name in ("pbmc3k_10x", "pbmc3k_10x-full")
+    )
+    (t_cells,) = (one for one in held_out["classes"] if one["class"] == "T cells")
+    by_shap = next(row for row in held_out["methods"] if row["method"] == "shap")
+    assert t_cells["completeness"]["median_gap"] < 1e-3
+    assert f"by less than 0.1% (median; shap's by {by_shap['median_gap']:.0%} with as many points)" in text
+    assert f"rank the first hundred genes alike ({t_cells['stability']['rank_correlation']:.2f})" in text
+    less = t_cells["curves"]["deletion_probability"]["less"]
+    random, regression = less["random genes"]["mean"], less["logistic regression"]["mean"]
+    assert f"falls by {-random:.3f} more than by random genes, by {regression:.3f} less than by the" in text
+    places = {row["gene"]: row["place"] for row in t_cells["genes_asked"]}
+    assert {gene for gene, place in places.items() if place <= 20} == {"CD3D", "IL7R", "CD3E"}
+    assert f"CD2 is {places['CD2']}th, and PTPRC," in text
+    assert f"as often as T cells do, {places['PTPRC']}nd (" in text
+    took, estimated = (f"{seconds / 60:.0f} minutes" for seconds in (full["seconds"], full["price"]["seconds"]))
+    memory, memory_before = (f"{size / 1e9:.1f} GB" for size in (full["peak_bytes"], full["price"]["peak_bytes"]))
+    assert f"background of {full['num_background']} take {took} and {memory} on two cores" in text
+    assert f"with {full['sampling']['num_points']} points a cell; {estimated} and {memory_before} were" in text
+    assert full["classes"][0]["num_cells"] == 1000
+
+    attention = json.loads((results / "attention_interactions.json").read_text())
+    areas = {row["score"]: f"{row['area']:.3f}" for row in attention["scores"]}
+    assert f"its area is {areas['attention']} in the quickstart's model, a tie with gene frequency" in text
+    assert f"({areas['gene frequency']}), co-expression ({areas['co-expression']}) and an untrained" in text
+    ablations = json.loads((results / "ablations-pancreas_baron2016.json").read_text())["systems"]
+    gain = ablations["full"]["macro_f1"] - ablations["pooled"]["macro_f1"]
+    assert f"the paper's convolution is worth {gain:.2f} of macro-F1 beside a pooled head" in text
