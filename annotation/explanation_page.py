@@ -22,6 +22,8 @@ from screformer.train.result_files import written_aside
 Json = Mapping[str, Any]
 NUM_LISTED = 20
 PAGE = "explanation"
+MAX_GAP = 0.02
+ROUGH = " Single cells' values are rough then: take more points (`--points`); means over many cells suffer less."
 TITLE = "Which genes make a cell one of its type, to the model?"
 GENE_COLUMNS = (
     "place", "gene", "mean absolute value", "mean value", "where expressed", "high expression", "share of cells",
@@ -158,10 +160,11 @@ def _gene_rows(genes: Sequence[Json]) -> list[list[str]]:
 def check_sentences(one: Json) -> list[str]:
     """Return what a class's explanation is worth, a sentence a check."""
     gap, stable, markers = one["completeness"], one["stability"], one["markers"]
+    adds_up = gap["median_gap"] <= MAX_GAP
     lines = [
-        f"It adds up: the values of a cell miss the difference to the background by {gap['median_gap']:.1%} (median of "
-        f"{gap['num_cells']} cells; the most is {gap['largest_gap']:.1%}). The mean difference is "
-        f"{gap['mean_effect']:+.2f}.",
+        f"{'It adds up' if adds_up else 'It does not add up well'}: the values of a cell miss the difference to the "
+        f"background by {gap['median_gap']:.1%} (median of {gap['num_cells']} cells; the most is "
+        f"{gap['largest_gap']:.1%}). The mean difference is {gap['mean_effect']:+.2f}." + ("" if adds_up else ROUGH),
         f"It stays the same: with another seed and another background the ranks of the {stable['num_genes']} genes "
         f"that count most correlate at {_shown(stable['rank_correlation'])} ({stable['num_cells']} cells), and "
         f"{stable['shared']:.0%} of them are among them again.",

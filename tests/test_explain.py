@@ -26,7 +26,7 @@ from screformer.annotation.explanation_checks import (
     stability,
 )
 from screformer.annotation.explanation_figures import plot_beeswarm, plot_class_heat_map
-from screformer.annotation.explanation_page import asked_sentence
+from screformer.annotation.explanation_page import asked_sentence, check_sentences
 from screformer.annotation.explanation_run import Checks, Explainer, activations_kept, estimate, workers_of
 from screformer.annotation.explanation_tables import gene_table
 from screformer.annotation.trained_model import TrainedModel
@@ -273,6 +273,21 @@ def test_genes_that_were_asked_for_are_told_of_wherever_they_are():
         "None of the 1 genes that were asked for is among the 20 that count most. The others: A, place 21, which 50% "
         "of these cells express and 40% of the background."
     )
+
+
+@pytest.mark.parametrize(("gap", "words"), [(0.02, "It adds up: "), (0.021, "It does not add up well: ")])
+def test_values_that_miss_their_sum_are_not_called_sums(gap, words):
+    curves = {"steps": [0, 1], "deletion_probability": {"areas": {"explanation": 0.5}, "less": {}}}
+    curves["insertion_probability"] = curves["deletion_probability"]
+    one = {
+        "completeness": {"median_gap": gap, "largest_gap": 0.5, "mean_effect": 1.0, "num_cells": 3},
+        "stability": {"num_genes": 9, "rank_correlation": 0.9, "num_cells": 3, "shared": 1.0},
+        "curves": curves,
+        "markers": None,
+    }
+    sentence = check_sentences(one)[0]
+    assert sentence.startswith(words)
+    assert ("take more points" in sentence) == (gap > 0.02)
 
 
 def make_explainer(trained):

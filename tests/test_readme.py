@@ -154,6 +154,16 @@ def test_the_figures_of_explanations_are_those_of_the_result_files():
     assert f"with {full['sampling']['num_points']} points a cell; {estimated} and {memory_before} were" in text
     assert full["classes"][0]["num_cells"] == 1000
 
+    paper = json.loads((results / "explanations-pbmc3k_10x-paper.json").read_text())
+    gap = paper["classes"][0]["completeness"]["median_gap"]
+    integrated = next(row for row in paper["methods"] if row["method"] == "integrated_gradients")
+    assert (
+        f"single cells' values miss their sum by {gap:.1%} (median, {paper['sampling']['num_points']} points;" in text
+    )
+    assert f"(`--method integrated_gradients`) miss theirs by {integrated['median_gap']:.1%}." in text
+    first = [row["gene"] for row in paper["classes"][0]["genes_asked"] if row["place"] <= 20]
+    assert first == ["CD3D"]
+
     attention = json.loads((results / "attention_interactions.json").read_text())
     areas = {row["score"]: f"{row['area']:.3f}" for row in attention["scores"]}
     assert f"its area is {areas['attention']} in the quickstart's model, a tie with gene frequency" in text
