@@ -7,6 +7,7 @@ the values of a cell sum to its score less the mean score of the background at t
   gradients between the cell and random cells of the background, times their difference. Ours takes points that are
   spread evenly, no background cell twice, and replaces what the drawn cells differ by from the whole background (a
   control variate, see `NearbyModel`; with it a model of linear logits is explained exactly by any number of points).
+  Where the points leave it uncertain what the values sum to, forward passes on the background tell (`effect_of`).
 - ``"shap"``: GradientExplainer itself, the reference.
 - ``"integrated_gradients"`` (Sundararajan et al. 2017): from the mean embedding of the background, by Gauss and
   Legendre's rule. Its baseline is no cell, and the values sum to the difference from the score of that.
@@ -27,6 +28,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from screformer.annotation.background_effect import effect_of, made_to_sum, standard_error
 from screformer.annotation.explained_score import Bins, ExplainedCell
 from screformer.annotation.nearby_model import NearbyModel, at_levels
 from screformer.modeling_screformer import ScReformerForCellClassification
@@ -50,11 +52,15 @@ class Sampling(NamedTuple):
         Points at which gradients are taken; cells of the background for ``"deep"``.
     seed
         Of points and cells that are drawn.
+    max_sum_error
+        Standard error that the sum of a cell's expected gradients may have, as a share of the sum. Where points do not
+        give it, forward passes on cells of the background do, of all of them at most; None: as the points give it.
     """
 
     method: Method = "expected_gradients"
     num_points: int = 16
     seed: int = 0
+    max_sum_error: float | None = 0.01
 
 
 def attribute(cell: ExplainedCell, background: Bins, sampling: Sampling, *, number: int = 0) -> FloatArray:
@@ -78,7 +84,7 @@ def attribute(cell: ExplainedCell, background: Bins, sampling: Sampling, *, numb
     """
     there = background[:, cell.positions]
     generator = np.random.default_rng([sampling.seed, number])
-    return _METHODS[sampling.method](cell, there, sampling.num_points, generator)
+    return _METHODS[sampling.method](cell, there, sampling, generator)
 
 
 def check_sampling(sampling: Sampling, num_background: int) -> None:
@@ -87,13 +93,19 @@ def check_sampling(sampling: Sampling, num_background: int) -> None:
         raise ValueError(f"method got {sampling.method!r}; allowed are {', '.join(METHODS)}")
     if sampling.num_points < 1:
         raise ValueError(f"points got {sampling.num_points}; at least 1 is needed, 16 are usual")
+    if sampling.max_sum_error is not None and not 0 <= sampling.max_sum_error < 1:
+        raise ValueError(
+            f"sum error got {sampling.max_sum_error}; it is a share of the sum from 0, which takes a forward pass a "
+            "background cell, to below 1; 0.01 is usual"
+        )
     if num_background < 1:
         raise ValueError("the background has no cells; give some, 500 are usual")
 
 
 def _expected_gradients(
-    cell: ExplainedCell, there: Bins, num_points: int, generator: np.random.Generator
+    cell: ExplainedCell, there: Bins, sampling: Sampling, generator: np.random.Generator
 ) -> FloatArray:
+    num_points = sampling.num_points
     rounds = -(-num_points // len(there))
     drawn = np.concatenate([generator.permutation(len(there)) for _ in range(rounds)])[:num_points]
     starts = there[drawn]
@@ -105,21 +117,27 @@ def _expected_gradients(
         share = torch.from_numpy(shares[chosen]).to(cell.table)[:, None, None]
         return start + share * (end - start)
 
-    mean, at_starts = np.zeros((len(cell.levels), cell.num_bins)), np.zeros(len(cell.levels))
+    mean, at_points = np.zeros((len(cell.levels), cell.num_bins)), np.zeros((num_points, len(cell.levels)))
     for rows, gradients in cell.gradients(points, num_points):
         mean += gradients.sum(axis=0) / num_points
-        chosen = starts[rows].astype(np.int64)[:, :, None]
-        at_starts += np.take_along_axis(gradients, chosen, axis=2)[:, :, 0].sum(axis=0) / num_points
+        for row, gradient in zip(range(rows.start, rows.stop), gradients, strict=True):
+            at_points[row] = at_levels(gradient, cell.levels) - at_levels(gradient, starts[row])
     nearby = NearbyModel.of(cell, there, mean, points, shares)
     # Exact for the model nearby, and what the points say of the difference of the two.
-    return at_levels(mean, cell.levels) - at_starts - nearby.values_at(drawn, shares) + nearby.values()
+    differences = at_points - nearby.values_at(drawn, shares)
+    values = nearby.values() + differences.mean(axis=0)
+    most = sampling.max_sum_error
+    if most is None or standard_error(differences.sum(axis=1)) <= most * abs(values.sum()):
+        return values
+    effect = effect_of(cell, there, nearby.scores(), most, generator)
+    return made_to_sum(values, effect, differences.var(axis=0))
 
 
 def _integrated_gradients(
-    cell: ExplainedCell, there: Bins, num_points: int, generator: np.random.Generator
+    cell: ExplainedCell, there: Bins, sampling: Sampling, generator: np.random.Generator
 ) -> FloatArray:
     del generator  # nothing is drawn
-    shares, weights = np.polynomial.legendre.leggauss(num_points)
+    shares, weights = np.polynomial.legendre.leggauss(sampling.num_points)
     shares, weights = (shares + 1) / 2, weights / 2
     end = cell.table[torch.from_numpy(cell.levels.astype(np.int64)).to(cell.table.device)]
     start = mean_embedding(cell, there)
@@ -129,7 +147,7 @@ def _integrated_gradients(
         return start + share * (end - start)
 
     mean = np.zeros((len(cell.levels), cell.num_bins))
-    for rows, gradients in cell.gradients(points, num_points):
+    for rows, gradients in cell.gradients(points, sampling.num_points):
         mean += np.tensordot(weights[rows], gradients, axes=1)
     return at_levels(mean, cell.levels) - (mean * bin_shares(there, cell.num_bins)).sum(axis=1)
 
@@ -144,19 +162,21 @@ def bin_shares(bins: Bins, num_bins: int) -> FloatArray:
     return np.stack([(bins == level).mean(axis=0) for level in range(num_bins)], axis=1)
 
 
-def _shap_gradients(cell: ExplainedCell, there: Bins, num_points: int, generator: np.random.Generator) -> FloatArray:
+def _shap_gradients(cell: ExplainedCell, there: Bins, sampling: Sampling, generator: np.random.Generator) -> FloatArray:
     explainer = _import_shap().GradientExplainer(_Scores(cell), _some_embeddings(cell, there, generator))
     before = np.random.get_state()  # noqa: NPY002
     try:
-        given = explainer.shap_values(_own_embedding(cell), nsamples=num_points, rseed=int(generator.integers(2**31)))
+        given = explainer.shap_values(
+            _own_embedding(cell), nsamples=sampling.num_points, rseed=int(generator.integers(2**31))
+        )
     finally:
         np.random.set_state(before)  # noqa: NPY002 - which it has set for everybody
     return _per_gene(given)
 
 
-def _deep(cell: ExplainedCell, there: Bins, num_points: int, generator: np.random.Generator) -> FloatArray:
+def _deep(cell: ExplainedCell, there: Bins, sampling: Sampling, generator: np.random.Generator) -> FloatArray:
     scores = _Scores(_plain_copy(cell))
-    drawn = there[generator.choice(len(there), min(num_points, len(there)), replace=False)]
+    drawn = there[generator.choice(len(there), min(sampling.num_points, len(there)), replace=False)]
     start = _some_embeddings(cell, drawn, generator)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "unrecognized nn.Module")
@@ -217,7 +237,7 @@ def _import_shap() -> Any:  # Any: the library has no types
     return shap
 
 
-_METHODS: dict[str, Callable[[ExplainedCell, Bins, int, np.random.Generator], FloatArray]] = {
+_METHODS: dict[str, Callable[[ExplainedCell, Bins, Sampling, np.random.Generator], FloatArray]] = {
     "expected_gradients": _expected_gradients,
     "shap": _shap_gradients,
     "integrated_gradients": _integrated_gradients,

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.special import softmax
+from scipy.special import logsumexp, softmax
 from torch import Tensor
 
 from screformer.annotation.label_tree import LabelTree
@@ -24,6 +24,7 @@ from screformer.train.collator import GeneSpace
 
 Bins = npt.NDArray[np.uint8]
 Int64Array = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
 ScoreKind = Literal["logit", "log_odds"]
 SCORE_KINDS: tuple[ScoreKind, ...] = ("logit", "log_odds")
 
@@ -94,7 +95,13 @@ class ClassScore(NamedTuple):
         """Return which of the logits the score depends on."""
         return list(self.members) if self.kind == "logit" else list(range(num_labels))
 
-    def slopes(self, logits: npt.NDArray[np.float64], num_labels: int) -> npt.NDArray[np.float64]:
+    def of_used(self, logits: FloatArray, num_labels: int) -> FloatArray:
+        """Return the scores (...) of the logits (..., number of them) that `used` names."""
+        members, others = self._members_and_others(logits, num_labels)
+        score: FloatArray = logsumexp(members, axis=-1)
+        return score if others is None else score - logsumexp(others, axis=-1)
+
+    def slopes(self, logits: FloatArray, num_labels: int) -> FloatArray:
         """Return the score's derivatives by the logits that it depends on.
 
         Parameters
@@ -104,9 +111,15 @@ class ClassScore(NamedTuple):
         num_labels
             Of the classifier.
         """
+        members, others = self._members_and_others(logits, num_labels)
+        slopes: FloatArray = softmax(members, axis=-1)
+        return slopes if others is None else slopes - softmax(others, axis=-1)
+
+    def _members_and_others(self, logits: FloatArray, num_labels: int) -> tuple[FloatArray, FloatArray | None]:
+        """Return the logits with only members left, and with only the others where they count."""
         is_member = np.isin(self.used(num_labels), self.members)
-        slopes = softmax(np.where(is_member, logits, -np.inf), axis=-1)
-        return slopes if is_member.all() else slopes - softmax(np.where(is_member, -np.inf, logits), axis=-1)
+        others = None if is_member.all() else np.where(is_member, -np.inf, logits)
+        return np.where(is_member, logits, -np.inf), others
 
 
 class ExplainedCell:

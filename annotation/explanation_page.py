@@ -23,7 +23,10 @@ Json = Mapping[str, Any]
 NUM_LISTED = 20
 PAGE = "explanation"
 MAX_GAP = 0.02
-ROUGH = " Single cells' values are rough then: take more points (`--points`); means over many cells suffer less."
+ROUGH = (
+    " Single cells' values are rough then: take more points (`--points`), or a smaller "
+    "`--sum-error`; means over many cells suffer less."
+)
 TITLE = "Which genes make a cell one of its type, to the model?"
 GENE_COLUMNS = (
     "place", "gene", "mean absolute value", "mean value", "where expressed", "high expression", "share of cells",
@@ -54,10 +57,19 @@ def _how(results: Json) -> str:
     return (
         f"{results['date']}, `{results['command']}`, screformer {results['versions']['screformer']}, model "
         f"`{Path(results['model']['name']).name}`, {results['gene_space']} gene space. Values by "
-        f"{results['sampling']['method'].replace('_', ' ')}, {results['sampling']['num_points']} points a cell, beside "
+        f"{sampling_as_words(results['sampling'])}, beside "
         f"{results['num_background']} background cells of {results['background_file']}. They are in units of the "
         f"class's {results['score'].replace('_', ' ')}, and sum to that of the cell less the background's."
     )
+
+
+def sampling_as_words(sampling: Json) -> str:
+    """Return the method, its points and how well the sums are known, of the record's ``sampling``."""
+    told = f"{sampling['method'].replace('_', ' ')}, {sampling['num_points']} points a cell"
+    most = sampling["max_sum_error"]
+    if sampling["method"] != "expected_gradients" or most is None:
+        return told
+    return f"{told} and sums by forward passes, to a standard error of {most:.1%}, where points do not give them"
 
 
 def _cost(results: Json) -> str:

@@ -72,21 +72,28 @@ class NearbyModel:
             weight / 2 * self._slopes_at(self._less, (share + 1) / 2)
             for share, weight in zip(shares, weights, strict=True)
         )
-        return self._weighted(np.asarray(slopes) / len(self._there), np.arange(len(self._there)))
+        return self._weighted(np.asarray(slopes) / len(self._there))
 
     def values_at(self, drawn: npt.NDArray[np.int64], shares: FloatArray) -> FloatArray:
-        """Return what these points alone, of background cells at shares of the way, say of the values (L,)."""
-        return self._weighted(self._slopes_at(self._less[drawn], shares[:, None]) / len(drawn), drawn)
+        """Return what each point, of a background cell at a share of the way, says of the values, (points, L)."""
+        slopes = self._slopes_at(self._less[drawn], shares[:, None])
+        values = np.zeros((len(drawn), len(self._cell.levels)))
+        for one, own, slope in zip(self._gradients, self._own, slopes.T, strict=True):
+            for row, number in enumerate(drawn):
+                values[row] += slope[row] * (own - at_levels(one, self._there[number]))
+        return values
+
+    def scores(self) -> FloatArray:
+        """Return the scores (cells,) of the background."""
+        return self._cell.class_score.of_used(self._own_logits + self._less, len(self._cell.logits))
 
     def _slopes_at(self, less: FloatArray, share: float | FloatArray) -> FloatArray:
         return self._cell.class_score.slopes(self._own_logits + (1 - share) * less, len(self._cell.logits))
 
-    def _weighted(self, slopes: FloatArray, drawn: npt.NDArray[np.int64]) -> FloatArray:
-        """Return the values of paths from background cells, of which each logit counts by its slope (paths, logits)."""
+    def _weighted(self, slopes: FloatArray) -> FloatArray:
+        """Return the values of paths from each background cell, of which each logit counts by its slope there."""
         values = np.zeros(len(self._cell.levels))
-        of_cells = np.zeros((len(self._there), slopes.shape[1]))
-        np.add.at(of_cells, drawn, slopes)
-        for one, own, slope in zip(self._gradients, self._own, of_cells.T, strict=True):
+        for one, own, slope in zip(self._gradients, self._own, slopes.T, strict=True):
             # Bin 0 of every gene, and at the genes that a cell expresses the difference to it.
             rise = (one[self._columns, self._bins] - one[self._columns, 0]) * slope[self._rows]
             values += slope.sum() * (own - one[:, 0])

@@ -30,7 +30,7 @@ from screformer.annotation.explain import Explanation, explain_file
 from screformer.annotation.explained_cells import CellFile, Classifier, choose_cells
 from screformer.annotation.explained_score import ClassScore
 from screformer.annotation.explanation_checks import completeness
-from screformer.annotation.explanation_page import class_blocks, file_name
+from screformer.annotation.explanation_page import class_blocks, file_name, sampling_as_words
 from screformer.annotation.explanation_run import Explainer
 from screformer.benchmarks.ablations import DEFAULTS, FINETUNING
 from screformer.benchmarks.comparison import SPLIT_SEED, provenance
@@ -46,6 +46,7 @@ logger = logging.getLogger("screformer.benchmarks.explanations")
 Json = dict[str, Any]
 LABEL = "cell_type"
 NUM_REFERENCE_POINTS = 256
+AS_DRAWN = "expected gradients, sums as drawn"
 FIGURES = ("beeswarm", "genes", "curves")
 Classifiers = Literal["small", "paper"]
 RATE = f"--learning_rate {DEFAULTS.learning_rate} --num_train_epochs {DEFAULTS.epochs}"
@@ -213,10 +214,15 @@ def _compare_methods(
         found = [explainer.values(score, own, sampling, number=number) for number, own in enumerate(bins)]
         return np.stack(found), (time.perf_counter() - begin) / len(bins)
 
-    reference, _ = values_by(Sampling("expected_gradients", NUM_REFERENCE_POINTS, options.seed + 1))
+    reference, _ = values_by(Sampling("expected_gradients", NUM_REFERENCE_POINTS, options.seed + 1, None))
     rows = []
-    for method in methods:
-        sampling = Sampling(method, options.sampling.num_points, options.seed)  # type: ignore[arg-type]
+    samplings = {
+        method: Sampling(method, options.sampling.num_points, options.seed, options.sampling.max_sum_error)  # type: ignore[arg-type]
+        for method in methods
+    }
+    if "expected_gradients" in samplings and options.sampling.max_sum_error is not None:
+        samplings[AS_DRAWN] = samplings["expected_gradients"]._replace(max_sum_error=None)
+    for method, sampling in samplings.items():
         logger.info("%s of %d cells", method, len(bins))
         values, seconds = values_by(sampling)
         near = [float(spearmanr(ours, theirs).statistic) for ours, theirs in zip(values, reference, strict=True)]
@@ -269,9 +275,9 @@ def format_explanations(results: Json, folder: Path) -> str:
             f"{results['date']}, `{results['command']}`, screformer {results['versions']['screformer']}. "
             f"{results['classifier']}, tiny, trained on {results['num_train']:,} cells of {results['train_data']}; of "
             f"{results['num_test']:,} other cells of {results['data']} the model gives their class to {named}. "
-            f"{results['gene_space'].capitalize()} gene space; {results['sampling']['method'].replace('_', ' ')}, "
-            f"{results['sampling']['num_points']} points a cell, {results['num_background']} background cells of the "
-            f"training. Estimated before: {price['seconds']:.0f} s and {price['peak_bytes'] / 1e9:.1f} GB{took}."
+            f"{results['gene_space'].capitalize()} gene space; {sampling_as_words(results['sampling'])}, "
+            f"{results['num_background']} background cells of the training. "
+            f"Estimated before: {price['seconds']:.0f} s and {price['peak_bytes'] / 1e9:.1f} GB{took}."
         )
     ]
     for one in results["classes"]:

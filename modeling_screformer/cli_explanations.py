@@ -30,6 +30,14 @@ def explain(
         typer.Option(help="shap: its GradientExplainer; deep: its DeepExplainer, whose values do not add up here."),
     ] = "expected_gradients",
     points: Annotated[int, typer.Option(help="Points of a cell at which gradients are taken.")] = 16,
+    sum_error: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Standard error that a cell's values may have in their sum, as a share of it: forward passes on the "
+            "background see to that, where points do not. 1: leave it as points give it, which is faster.",
+        ),
+    ] = 0.01,
     score: Annotated[
         Literal["logit", "log_odds"],
         typer.Option(help="Explain the logit of the class, or its log odds."),
@@ -65,7 +73,7 @@ def explain(
 
     options = ExplainOptions(
         class_,
-        sampling=Sampling(method, points, seed),
+        sampling=Sampling(method, points, seed, sum_error if sum_error < 1 else None),
         score=score,
         num_cells=num_cells,
         num_background=num_background,

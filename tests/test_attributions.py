@@ -6,6 +6,7 @@ import torch
 
 from screformer import ScReformerConfig, ScReformerForCellClassification
 from screformer.annotation.attributions import METHODS, Sampling, attribute, check_sampling, mean_embedding
+from screformer.annotation.background_effect import made_to_sum, standard_error
 from screformer.annotation.explained_score import ClassScore, ExplainedCell
 
 NUM_GENES, LABELS = 60, ["T cell", "B cell", "monocyte"]
@@ -46,7 +47,7 @@ def test_values_sum_to_the_score_less_that_of_the_background(gene_space, kind, r
     model, (bins,), background = make_model(reversible=reversible), make_bins(1), make_bins(20, seed=1)
     cell = explained(model, bins, kind=kind, gene_space=gene_space)
     effect = cell.score - mean_score(cell, background)
-    values = attribute(cell, background, Sampling(num_points=1000))
+    values = attribute(cell, background, Sampling(num_points=1000, max_sum_error=None))
     assert len(values) == (NUM_GENES if gene_space == "full" else (bins > 0).sum())
     assert abs(values.sum() - effect) < 0.05 * np.abs(values).sum()
 
@@ -68,7 +69,7 @@ def test_values_are_those_of_shap_within_its_noise():
     pytest.importorskip("shap")
     model, (bins,), background = make_model(), make_bins(1), make_bins(20, seed=1)
     cell = explained(model, bins)
-    ours = attribute(cell, background, Sampling(num_points=500))
+    ours = attribute(cell, background, Sampling(num_points=500, max_sum_error=None))
     halves = [attribute(cell, background, Sampling("shap", 500, seed)) for seed in (0, 1)]
     noise = np.linalg.norm(halves[0] - halves[1]) / 2**0.5
     assert np.linalg.norm(ours - np.mean(halves, axis=0)) < 1.5 * noise
@@ -85,7 +86,7 @@ def test_with_as_many_points_ours_is_less_noisy_than_shap():
     effect = cell.score - mean_score(cell, background)
 
     def gap(method):
-        sums = [attribute(cell, background, Sampling(method, 16, seed)).sum() for seed in range(8)]
+        sums = [attribute(cell, background, Sampling(method, 16, seed, None)).sum() for seed in range(8)]
         return np.sqrt(np.mean((np.array(sums) - effect) ** 2))
 
     assert gap("expected_gradients") < gap("shap") / 2
@@ -130,6 +131,48 @@ def test_scores_of_several_linear_logits_are_explained_exactly_too(name, kind, g
         values = attribute(cell, background, Sampling(num_points=num_points))
         np.testing.assert_allclose(values, expected, atol=2e-3)
         assert values.sum() == pytest.approx(cell.score - mean_score(cell, background), abs=1e-3)
+
+
+def test_sums_are_as_near_as_was_asked_for_and_genes_no_farther():
+    model, many, background = make_model(), make_bins(6), make_bins(200, seed=1)
+    gaps, distances, passes = {}, {}, {}
+    for number, bins in enumerate(many):
+        cell = explained(model, bins, gene_space="expressed")
+        called, at_bins = [], cell.at_bins
+        cell.at_bins = lambda levels, called=called, at_bins=at_bins: called.append(len(levels)) or at_bins(levels)
+        effect = cell.score - at_bins(background[:, cell.positions]).mean()
+        truth = attribute(cell, background, Sampling(num_points=800, seed=1, max_sum_error=None))
+        for most in (None, 0.05, 0.01, 0.0):
+            called.clear()
+            values = attribute(cell, background, Sampling(max_sum_error=most), number=number)
+            passes.setdefault(most, []).append(sum(called))
+            gaps.setdefault(most, []).append(abs(values.sum() - effect) / abs(effect))
+            distances.setdefault(most, []).append(np.linalg.norm(values - truth) / np.linalg.norm(truth))
+    assert np.median(gaps[None]) > 0.02  # or it would show nothing
+    assert np.median(gaps[0.05]) < 0.05
+    assert np.median(gaps[0.01]) < 0.01
+    assert max(gaps[0.0]) < 1e-4
+    assert np.mean(distances[0.01]) < 1.05 * np.mean(distances[None])
+    assert sum(passes[None]) == 0
+    assert passes[0.0] == [200] * 6
+    assert np.sum(passes[0.05]) < np.sum(passes[0.01])
+
+
+def test_a_nearly_linear_model_takes_no_forward_pass_for_its_sums(monkeypatch):
+    model, _ = make_linear_model()
+    (bins,), background = make_bins(1), make_bins(30, seed=1)
+    cell = explained(model, bins)
+    monkeypatch.setattr(cell, "at_bins", None)
+    assert attribute(cell, background, Sampling()).sum() != 0
+
+
+def test_what_values_miss_goes_to_the_uncertain_ones():
+    given = np.array([1.0, 2.0, 3.0])
+    np.testing.assert_allclose(made_to_sum(given, 10.0, np.array([0.0, 3.0, 1.0])), [1.0, 5.0, 4.0])
+    np.testing.assert_allclose(made_to_sum(given, 9.0, np.zeros(3)), [2.0, 3.0, 4.0])
+    assert standard_error(np.ones(1)) == np.inf
+    assert standard_error(np.arange(4.0)) == pytest.approx(np.arange(4.0).std(ddof=1) / 2)
+    assert standard_error(np.arange(4.0), 4) == 0.0
 
 
 def test_integrated_gradients_add_up_from_the_mean_embedding():
@@ -199,5 +242,7 @@ def test_what_cannot_be_sampled_is_refused():
         check_sampling(Sampling("lime"), 5)
     with pytest.raises(ValueError, match="points got 0; at least 1"):
         check_sampling(Sampling(num_points=0), 5)
+    with pytest.raises(ValueError, match=r"sum error got 1\.5; it is a share of the sum from 0"):
+        check_sampling(Sampling(max_sum_error=1.5), 5)
     with pytest.raises(ValueError, match="the background has no cells"):
         check_sampling(Sampling(), 0)

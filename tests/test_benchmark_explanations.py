@@ -42,7 +42,8 @@ def test_the_genes_of_a_type_are_found_in_cells_that_it_was_not_trained_on(tmp_p
     (alpha,) = results["classes"]
     top = {row["gene"] for row in alpha["top"][:6]}
     assert len(top & {f"GENE{number}" for number in range(6)}) >= 5  # those that alpha expresses
-    ours, integrated = results["methods"]
+    ours, integrated, as_drawn = results["methods"]
+    assert as_drawn["method"] == "expected gradients, sums as drawn"
     assert ours["rank_correlation"] > 0.9
     assert ours["median_gap"] < 0.05
     assert integrated["num_cells"] == 3
