@@ -11,7 +11,7 @@ from typing import Any
 
 from screformer.benchmarks.ablation_costs import costs_rows
 from screformer.benchmarks.pretraining_report import HELD_OUT_SCORES
-from screformer.model_cards.card_sections import DataSource
+from screformer.model_cards.card_inputs import DataSource
 from screformer.model_cards.downstream_section import DOWNSTREAM, downstream_paragraphs
 from screformer.model_cards.markdown import table
 from screformer.model_cards.masked_genes import masked_gene_sentence

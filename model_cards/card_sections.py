@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import NamedTuple
 
 from screformer.model_cards.calibration_section import calibration_limitations, confidence_paragraphs
-from screformer.model_cards.checkpoint_records import Checkpoint, Json, read_checkpoint
+from screformer.model_cards.card_inputs import DataSource
+from screformer.model_cards.checkpoint_records import Checkpoint, Json
 from screformer.model_cards.comparison import (
     FEW_CELLS,
     LOGISTIC_REGRESSION,
@@ -41,15 +41,6 @@ TRAINING_SETTINGS = (
 )  # fmt: skip
 
 
-class DataSource(NamedTuple):
-    """Where training cells come from: words that no file of a checkpoint holds."""
-
-    name: str
-    citation: str
-    origin: str
-    licence: str
-
-
 def training_data_section(checkpoint: Checkpoint, data_sources: Sequence[DataSource]) -> str:
     """Return provenance and licence, what the corpus recorded of itself, and the split."""
     paragraphs = []
@@ -75,9 +66,9 @@ def _split_rule(splits: Json) -> str:
     return "Split at random, stratified by label: cells of one donor are in every part."
 
 
-def training_procedure_section(checkpoint: Checkpoint, pretraining: str | Path | None) -> str:
+def training_procedure_section(checkpoint: Checkpoint, pretraining: Checkpoint | None) -> str:
     """Return settings and outcome of the run, and of the pretraining that it began from."""
-    paragraphs = [] if pretraining is None else _run(read_checkpoint(pretraining))
+    paragraphs = [] if pretraining is None else _run(pretraining)
     paragraphs += _run(checkpoint)
     paragraphs += distillation_paragraphs(checkpoint)
     if pretraining is None and checkpoint.training.get("task") in ("fine-tuning", DISTILLATION):
@@ -225,6 +216,19 @@ def _measured_limitations(results: Results) -> Iterable[str]:
         unknown = ", ".join(model["unknown_labels"])
         yield f"Labels of the test set that the model does not know, counted as errors: {unknown}."
     yield from calibration_limitations(model)
+
+
+def overlap_section(checkpoint: Checkpoint, source: str) -> str:
+    """Return how a reader finds out whether the model has seen cells of theirs."""
+    if not checkpoint.seen_cells:
+        return "Which cells it has seen is not recorded: a test on public cells may be a test on training cells."
+    folder = source.rpartition("/")[2]
+    fetch = f"hf download {shlex.quote(source)} --local-dir {shlex.quote(folder)}\n" if folder != source else ""
+    return (
+        "Hashes of the counts of every training cell are beside the weights. Before you test it on public cells, see "
+        f"how many of them it was trained on:\n\n```bash\n{fetch}"
+        f"screformer inspect cells.h5ad --against {shlex.quote(folder)}\n```"
+    )
 
 
 def versions_section(checkpoint: Checkpoint) -> str:

@@ -23,6 +23,13 @@ class Checkpoint(NamedTuple):
     metrics: Json
     splits: Json
     downstream: Json
+    resources: Json
+    seen_cells: Json
+
+    @classmethod
+    def of_records(cls, *, training: Json, metrics: Json) -> Checkpoint:
+        """Return one of which only the training is known."""
+        return cls(Path(), {}, {}, training, metrics, {}, {}, {}, {})
 
     @property
     def cell_types(self) -> list[str]:
@@ -43,7 +50,7 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
     place = Path(folder)
     if not (place / "config.json").exists():
         raise FileNotFoundError(f"folder {str(place)!r} has no config.json; give the folder of a saved model")
-    names = ("config", "tokenizer_config", "training", "metrics", "splits", "downstream")
+    names = ("config", "tokenizer_config", "training", "metrics", "splits", "downstream", "resources", "seen_cells")
     records = [read_json(path) if (path := place / f"{name}.json").exists() else {} for name in names]
     return Checkpoint(place, *records)
 

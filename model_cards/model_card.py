@@ -10,22 +10,24 @@ from pathlib import Path
 from string import Template
 from typing import NamedTuple
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 
+from screformer.model_cards.card_inputs import CardInputs, DataSource, checked_results, records_of_pretraining
 from screformer.model_cards.card_sections import (
-    DataSource,
     data_licence_sentence,
     evaluation_section,
     limitations,
+    overlap_section,
     training_data_section,
     training_procedure_section,
     versions_section,
 )
 from screformer.model_cards.checkpoint_records import Checkpoint, num_values, read_checkpoint
-from screformer.model_cards.comparison import METRIC_TITLES, MODEL, Results, check_results, compare
+from screformer.model_cards.comparison import METRIC_TITLES, MODEL, Results, compare
+from screformer.model_cards.cost_section import cost_section, emissions_metadata
 from screformer.model_cards.downstream_section import downstream_verdict
 from screformer.model_cards.markdown import bullets, format_value, plain, table
-from screformer.train.result_files import read_json, written_aside
+from screformer.train.result_files import written_aside
 
 TEMPLATE = "template.md"
 CLASSIFIER = "AutoModelForSequenceClassification"
@@ -92,8 +94,8 @@ def write_model_card(
     ----------
     folder
         Checkpoint with ``config.json``; ``tokenizer_config.json``, ``training.json``, ``metrics.json``,
-        ``splits.json``, ``evaluation.json`` and ``downstream.json`` are read where they exist, and what they would say
-        is reported missing where not.
+        ``splits.json``, ``resources.json``, ``evaluation.json`` and ``downstream.json`` are read where they exist, and
+        what they would say is reported missing where not. What is given here is kept in ``card.json``.
     results
         ``"model"``, ``"logistic_regression"``, ``"majority_class"`` (and others) -> metrics on the same test cells, as
         `classification_metrics` returns them; optional in a row: ``seconds``, ``inverse_strength``. Default: the
@@ -117,13 +119,33 @@ def write_model_card(
         The architecture is not one of this package, or `results` lack a metric or are of different test sets.
     """
     checkpoint = read_checkpoint(folder)
-    head = _head(checkpoint)
-    if results is None and (checkpoint.folder / "evaluation.json").exists():
-        results = {MODEL: read_json(checkpoint.folder / "evaluation.json")}
-    if results is not None:
-        check_results(results)
+    _head(checkpoint)
+    inputs = CardInputs(
+        model_name=model_name,
+        repo_id=repo_id,
+        licence=licence,
+        data_sources=tuple(data_sources),
+        results=checked_results(results),
+        pretraining=None if pretraining is None else records_of_pretraining(pretraining),
+    )
+    inputs.write(checkpoint.folder)
+    return write_card_of(checkpoint.folder, inputs)
+
+
+def write_card_of(folder: str | Path, inputs: CardInputs) -> Path:
+    """Write ``README.md`` from what a folder holds and what else is known, and return its path."""
+    path = Path(folder, "README.md")
+    with written_aside(path) as aside:
+        aside.write_text(card_text(folder, inputs), encoding="utf-8")
+    return path
+
+
+def card_text(folder: str | Path, inputs: CardInputs) -> str:
+    """Return the card of a checkpoint folder; see `write_model_card`."""
+    checkpoint = read_checkpoint(folder)
+    head, results = _head(checkpoint), inputs.results_of(checkpoint)
     folder_name = checkpoint.folder.resolve().name
-    name, source = model_name or folder_name, repo_id or folder_name
+    name, source = inputs.model_name or folder_name, inputs.repo_id or folder_name
     num_genes = checkpoint.config.get("num_genes")
     template = Template(Path(__file__).with_name(TEMPLATE).read_text(encoding="utf-8"))
     body = template.substitute(
@@ -139,20 +161,18 @@ def write_model_card(
         source=json.dumps(source),
         read_outputs=head.read_outputs,
         command_line=_command_line(source) if head.auto_class == CLASSIFIER else "",
-        training_data=training_data_section(checkpoint, data_sources),
-        training_procedure=training_procedure_section(checkpoint, pretraining),
+        training_data=training_data_section(checkpoint, inputs.data_sources),
+        overlap=overlap_section(checkpoint, source),
+        training_procedure=training_procedure_section(checkpoint, inputs.pretraining_of()),
+        cost=cost_section(checkpoint),
         evaluation=evaluation_section(results, checkpoint),
         limitations=bullets(map(plain, limitations(results, checkpoint))),
         versions=versions_section(checkpoint),
-        licence=licence,
-        data_licence=data_licence_sentence(data_sources),
+        licence=inputs.licence,
+        data_licence=data_licence_sentence(inputs.data_sources),
     )
-    metadata = _metadata(name, licence, head, results, checkpoint, data_sources)
-    card = ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{body}")
-    path = checkpoint.folder / "README.md"
-    with written_aside(path) as aside:
-        card.save(aside)
-    return path
+    metadata = _metadata(name, inputs.licence, head, results, checkpoint, inputs.data_sources)
+    return f"---\n{metadata.to_yaml()}\n---\n\n{body}"
 
 
 def _head(checkpoint: Checkpoint) -> Head:
@@ -224,6 +244,7 @@ def _metadata(
         tags=[*TAGS, *(["cell-type-annotation"] if head.auto_class == CLASSIFIER else [])],
         metrics=["accuracy", "f1"] if results is not None else None,
         model_name=name,
+        co2_eq_emissions=emissions_metadata(checkpoint),
         eval_results=None if results is None else _eval_results(results, checkpoint, data_sources),
     )
 

@@ -16,6 +16,7 @@ from .cli_benchmarks import benchmark
 from .cli_explanations import explain, interactions, perturb
 from .cli_messages import TRAINER_COMMAND, fail, run, say, say_once, start
 from .cli_options import Allow, BatchSize, Cells, GeneColumn, Key, Layer, MaxError, Model, Output, Overwrite, Space
+from .cli_sharing import publish, verify
 
 app = typer.Typer(
     name="screformer",
@@ -388,7 +389,7 @@ def embed(
     run(add)
 
 
-for command in (explain, perturb, interactions):
+for command in (explain, perturb, interactions, publish, verify):
     app.command()(command)
 
 

@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,12 @@ import pytest
 from huggingface_hub import ModelCard
 from safetensors.numpy import save_file
 
+from screformer.model_cards.card_inputs import CardInputs, DataSource
+from screformer.model_cards.checkpoint_records import Checkpoint
 from screformer.model_cards.comparison import compare, points
+from screformer.model_cards.cost_section import emissions_metadata, estimate_emissions
 from screformer.model_cards.markdown import flat_rows, format_value, plain, table
-from screformer.model_cards.model_card import DataSource, write_model_card
+from screformer.model_cards.model_card import write_card_of, write_model_card
 
 EXPECTED_CARD = Path(__file__).with_name("expected_model_card.md")
 SOURCES = [
@@ -107,6 +111,19 @@ def checkpoint(tmp_path: Path) -> Path:
             "train": ["c1"],
         },
     )
+    write_json(
+        folder / "resources.json",
+        {
+            "task": "fine-tuning",
+            "device": {"type": "cpu", "name": "A processor", "threads": 2, "number": 1},
+            "precision": "float32",
+            "parameters": 14,
+            "peak_memory_gb": {"process": 1.25, "gpu": None},
+            "hours": 0.5,
+            "cells": 480,
+        },
+    )
+    write_json(folder / "seen_cells.json", {"is_complete": True})
     weights = {"a": np.zeros((3, 4), np.float32), "b": np.zeros(2, np.float32)}
     save_file(weights, folder / "model.safetensors")
     return folder
@@ -297,6 +314,30 @@ def test_a_random_split_is_called_easier(checkpoint: Path) -> None:
     assert "Split at random" in text
 
 
+def test_a_card_can_be_written_again_from_what_is_kept_beside_it(checkpoint, results, card_text):
+    assert "roc_curves" not in (checkpoint / "card.json").read_text(encoding="utf-8")
+    inputs = CardInputs.read(checkpoint)
+    assert inputs is not None
+    assert card_text == write_card_of(checkpoint, inputs).read_text(encoding="utf-8")
+    assert "results = " not in write_card_of(checkpoint, replace(inputs, repo_id="you/other")).read_text("utf-8")
+    assert CardInputs.read(checkpoint / "nowhere") is None
+
+
+@pytest.mark.parametrize(
+    ("device", "grams", "watts"),
+    [
+        ({"type": "cpu", "threads": 2, "name": "any"}, 4.8, 20),
+        ({"type": "cuda", "name": "NVIDIA H100 80GB HBM3", "number": 4}, 672.0, 2800),
+        ({"type": "cuda", "name": "of the future"}, None, None),
+    ],
+)
+def test_emissions_are_power_times_time(device, grams, watts):
+    found = estimate_emissions({"device": device, "hours": 0.5})
+    assert found is None if grams is None else found == pytest.approx((grams, watts))
+    assert estimate_emissions({"device": device}) is None
+    assert emissions_metadata(Checkpoint.of_records(training={}, metrics={})) is None
+
+
 @pytest.mark.parametrize(
     ("architecture", "auto_class"),
     [("ScReformerForMaskedLM", "AutoModelForMaskedLM"), ("ScReformerModel", "AutoModel")],
@@ -313,7 +354,7 @@ def test_a_card_replaces_the_old_one_and_leaves_nothing_else(checkpoint: Path) -
     before = {path.name for path in checkpoint.iterdir()}
     for _ in range(2):
         write_model_card(checkpoint)
-    assert {path.name for path in checkpoint.iterdir()} == before | {"README.md"}
+    assert {path.name for path in checkpoint.iterdir()} == before | {"README.md", "card.json"}
 
 
 def test_text_cannot_break_out_of_a_table() -> None:

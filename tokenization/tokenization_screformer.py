@@ -135,6 +135,8 @@ class ScReformerTokenizer(PreTrainedTokenizer):
         self._token_ids = {token: at for at, token in enumerate(self._tokens)}
         # The ids of special tokens follow from num_bins; saved ones would be wrong after num_bins is changed.
         kwargs.pop("added_tokens_decoder", None)
+        for of_the_call in ("is_local", "local_files_only"):  # from_pretrained's, which save_pretrained would keep
+            kwargs.pop(of_the_call, None)
         for key, token in (("pad_token", PAD_TOKEN), ("mask_token", MASK_TOKEN)):
             if str(kwargs.setdefault(key, token)) != token:
                 msg = f"{key}: always {token!r} here, got {str(kwargs[key])!r}"

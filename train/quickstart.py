@@ -14,21 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import anndata
-import numpy as np
-from scipy import sparse
 
 from screformer.annotation.annotate import annotate_file
 from screformer.annotation.calibration import Calibration
+from screformer.benchmarks.checkpoint_baselines import score_baselines
 from screformer.benchmarks.gene_spaces import compare_gene_spaces, describe_gene_spaces
-from screformer.benchmarks.simple_baselines import simple_baselines
 from screformer.configuration_screformer import ScReformerConfig
-from screformer.model_cards.card_sections import DataSource, limitations
+from screformer.model_cards.card_inputs import DataSource
+from screformer.model_cards.card_sections import limitations
 from screformer.model_cards.checkpoint_records import read_checkpoint
 from screformer.model_cards.comparison import METRIC_TITLES, MODEL, compare, ordered_rows, row_title
 from screformer.model_cards.model_card import write_model_card
 from screformer.model_cards.report import NextCommand, Report, ReportFigure, write_report
-from screformer.tokenization.corpus import Corpus, build_corpus
-from screformer.tokenization.count_matrix import open_count_matrix
+from screformer.tokenization.corpus import build_corpus
 from screformer.tokenization.example_cells import example_cells_path
 from screformer.tokenization.tokenization_screformer import ScReformerTokenizer
 from screformer.train.arguments import (
@@ -42,10 +40,8 @@ from screformer.train.classifier_start import ClassifierArguments
 from screformer.train.evaluate import evaluate_checkpoint
 from screformer.train.figures import plot_comparison
 from screformer.train.finetune import finetune
-from screformer.train.metrics import classification_metrics
 from screformer.train.pretrain import pretrain
 from screformer.train.result_files import read_json, software_versions, write_json
-from screformer.train.splits import Split
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +119,7 @@ def quickstart(
     with stages(f"Test on donor {test_donor}"):
         evaluation = evaluate_checkpoint(checkpoint, corpus.folder, checkpoint)
     with stages("Fit logistic regression to the same cells"):
-        results = {MODEL: evaluation, **_baselines(cells, corpus, checkpoint, evaluation["label_names"])}
+        results = {MODEL: evaluation, **score_baselines(cells, checkpoint, evaluation["label_names"], seed=SEED)}
     with stages("Annotate cells without labels"):
         new_cells = _cells_without_labels(cells, test_donor, folder / "new_cells.h5ad")
         output = folder / "annotated.h5ad"
@@ -201,33 +197,6 @@ def _fine_tuning(
         ),
         ClassifierArguments(["convolution", "linear"], linear_start="principal_components"),
     )
-
-
-def _baselines(cells: Path, corpus: Corpus, checkpoint: Path, label_names: list[str]) -> dict[str, dict[str, Any]]:
-    """Return the scores of majority class and logistic regression on the classifier's own split."""
-    with open_count_matrix(cells) as matrix:
-        counts = sparse.vstack(list(matrix.blocks(1000)), format="csr")
-        labels, donors = (np.array(matrix.obs_column(name), dtype=np.str_) for name in ("cell_type", "donor"))
-        row_of = {name: row for row, name in enumerate(matrix.cell_ids)}
-        mapping = matrix.map_genes(corpus.tokenizer().gene_vocabulary)
-    parts = read_json(checkpoint / "splits.json")
-    split = Split(*(np.array([row_of[name] for name in parts[part]]) for part in Split._fields))
-    fitted = simple_baselines(
-        counts,
-        labels.tolist(),
-        split,
-        labels=label_names,
-        gene_positions=mapping.positions,
-        groups=donors.tolist(),
-        seed=SEED,
-    )
-    id_of = {name: index for index, name in enumerate(label_names)}
-    truth = np.array([id_of[label] for label in labels[split.test].tolist()])
-    return {
-        name: classification_metrics(truth, row.probabilities, label_names)
-        | {"seconds": row.seconds, "inverse_strength": row.inverse_strength}
-        for name, row in fitted.items()
-    }
 
 
 def _cells_without_labels(cells: Path, test_donor: str, path: Path) -> Path:

@@ -1,0 +1,167 @@
+"""A checkpoint is made ready to be shared: with all that belongs to it, without what does not, and looked through."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import distribution
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from screformer.model_cards.card_inputs import CardInputs
+from screformer.model_cards.checkpoint_records import read_checkpoint
+from screformer.model_cards.golden_cells import CELLS, FACTS, write_golden_cells
+from screformer.model_cards.model_card import write_card_of
+from screformer.model_cards.published_files import CHECKSUMS, checksums_of, pickles_in, published_files
+from screformer.model_cards.verify import check_files
+from screformer.train.result_files import software_versions, write_json
+
+# Where a card admits that it does not know.
+HOLES = ("not recorded", "no evaluation on test cells", "no comparison with", "was not measured", "not known")
+NUM_TOLD = 5
+OWN_LICENCE = "apache-2.0"
+OF_THE_CALL = ("is_local", "local_files_only")  # which tokenizer_config.json had until 0.1.0
+
+
+def stage_checkpoint(
+    folder: str | Path,
+    target: str | Path,
+    *,
+    card: Mapping[str, Any] | None = None,  # Any: fields of CardInputs
+    allow_holes: bool = False,
+    licence_file: str | Path | None = None,
+) -> list[Path]:
+    """Make the folder that is published, and return its files.
+
+    It holds what `published_files` names, the card written anew, golden cells (made up, see `write_golden_cells`),
+    LICENSE and checksums, and it verifies. Of absolute paths in its records only the last part is left.
+
+    Parameters
+    ----------
+    folder
+        Checkpoint.
+    target
+        Folder to make.
+    card
+        Name of a field of `CardInputs` -> what the card is to say instead of what ``card.json`` keeps.
+    allow_holes
+        Whether a card that does not know everything may be published.
+    licence_file
+        Text of the licence; needed where it is not Apache's, which is this package's own.
+
+    Raises
+    ------
+    FileNotFoundError
+        The folder has no ``config.json``, or there is no `licence_file`.
+    FileExistsError
+        `target` is there.
+    ValueError
+        The card has holes, a file is a pickle, the licence's text is missing, or what was staged does not verify.
+    """
+    source, place = Path(folder), Path(target)
+    read_checkpoint(source)
+    pickles = list(pickles_in(source))
+    if pickles:
+        raise ValueError(f"folder {source} has pickles, which can run any code: {', '.join(pickles)}; remove them")
+    if place.exists():
+        raise FileExistsError(f"to: {place} is there; choose another folder, or delete it")
+    aside = place.with_name(f"{place.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        for path in published_files(source):
+            if path.name not in {CELLS, FACTS, CHECKSUMS}:
+                _copy(path, aside / path.name)
+        inputs = _write_card(source, aside, card or {})
+        _refuse_holes(source, (aside / "README.md").read_text(encoding="utf-8"), allow_holes)
+        (aside / "LICENSE").write_text(_licence(inputs, licence_file), encoding="utf-8")
+        write_golden_cells(aside)
+        write_json(aside / CHECKSUMS, {"versions": software_versions(), "sha256": checksums_of(aside)})
+        problems = [problem for check in check_files(aside) for problem in check.problems]
+        if problems:
+            raise ValueError(f"what would be published does not verify: {'; '.join(problems)}")
+        aside.rename(place)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return sorted(path for path in place.iterdir() if path.is_file())
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file; of JSON without the places of this machine."""
+    if source.suffix != ".json" or source.name == "genes.json":
+        shutil.copyfile(source, target)
+        return
+    value = without_places(json.loads(source.read_text(encoding="utf-8")))
+    if source.name == "tokenizer_config.json":
+        value = {key: item for key, item in value.items() if key not in OF_THE_CALL}
+    write_json(target, value)
+
+
+def without_places(value: Any) -> Any:  # Any: JSON
+    """Return JSON in which an absolute path is its last part."""
+    if isinstance(value, Mapping):
+        return {key: without_places(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_places(item) for item in value]
+    if isinstance(value, str):
+        for kind in (PurePosixPath, PureWindowsPath):
+            if kind(value).is_absolute():
+                return kind(value).name
+    return value
+
+
+def _write_card(source: Path, aside: Path, changes: Mapping[str, Any]) -> CardInputs:
+    """Write the card, unless the checkpoint's own was written by hand; return what is known besides its files."""
+    kept = CardInputs.read(aside)
+    inputs = replace(kept or CardInputs(), **changes)
+    own = source.resolve().name  # not that of the folder aside, which is renamed
+    inputs = replace(inputs, model_name=inputs.model_name or own, repo_id=inputs.repo_id or own)
+    if kept is None and (aside / "README.md").exists():
+        return inputs
+    inputs.write(aside)
+    write_card_of(aside, inputs)
+    return inputs
+
+
+def _refuse_holes(source: Path, card: str, allow_holes: bool) -> None:
+    holes = card_holes(card)
+    if holes and not allow_holes:
+        more = f" and {len(holes) - NUM_TOLD} more" if len(holes) > NUM_TOLD else ""
+        raise ValueError(
+            f"the card of {source.name} does not know {len(holes)} things: {' | '.join(holes[:NUM_TOLD])}{more}. Give "
+            "them (--data, --counts, --pretraining; write_model_card), or publish it as it is with --allow-holes"
+        )
+
+
+def card_holes(text: str) -> list[str]:
+    """Return the lines of a card in which it does not know something, each once."""
+    lines = (line.strip(" >*-|") for line in text.splitlines())
+    return list(dict.fromkeys(line for line in lines if any(hole in line.lower() for hole in HOLES)))
+
+
+def _licence(inputs: CardInputs, file: str | Path | None) -> str:
+    if file is not None:
+        return Path(file).read_text(encoding="utf-8")
+    if inputs.licence != OWN_LICENCE:
+        raise ValueError(
+            f"licence got {inputs.licence!r}, of which this package has no text; give a file with it (--licence-file)"
+        )
+    for path in distribution("screformer").files or []:
+        if path.name == "LICENSE":
+            return str(path.read_text())
+    raise FileNotFoundError("the installed package has no LICENSE; give a file with it (--licence-file)")
+
+
+def describe_files(files: Sequence[Path]) -> list[str]:
+    """Return a line a file with its size, and the sum."""
+    sizes = [path.stat().st_size for path in files]
+    lines = [f"{size / 1e6:10.2f} MB  {path.name}" for path, size in zip(files, sizes, strict=True)]
+    return [*lines, f"{sum(sizes) / 1e6:10.2f} MB  in {len(files)} files"]
+
+
+def is_repo_id(text: str) -> bool:
+    """Return whether it is a name on the Hub, such as ORGANISATION/NAME; a folder is told by ``./`` before it."""
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text) is not None
