@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 from hub_stand_in import READER, WRITER, running_hub
-from small_corpus import make_tokenizer
+from small_corpus import make_cells, make_tokenizer
 
 from screformer import ScReformerConfig, ScReformerForCellClassification
 from screformer.model_cards.model_card import write_model_card
 
+SCRIPT = Path(__file__).parents[1] / "docs" / "examples" / "finetune_with_transformers.py"
 SCREFORMER = [sys.executable, "-m", "screformer"]
 # What a user writes who has only transformers: the package cannot be imported.
-LOAD = """
+WITHOUT_PACKAGE = """
 import sys
 
 
@@ -26,6 +27,10 @@ class Absent:
 
 
 sys.meta_path.insert(0, Absent())
+"""
+LOAD = (
+    WITHOUT_PACKAGE
+    + """
 import numpy as np
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -41,6 +46,7 @@ for kind in (AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
         outputs = model(**cells)
 print([config.id2label[label] for label in outputs.logits.argmax(-1).tolist()])
 """
+)
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +75,13 @@ def call(hub, tmp_path_factory):
     """Run a program of a user's, who has a home of their own, and a token or none."""
     home = tmp_path_factory.mktemp("home")
 
-    def run(*words, token=None, **variables):
+    def run(*words, token=None, cwd=home, **variables):
         dropped = {"HF_TOKEN", "HF_HUB_OFFLINE", "PYTHONPATH"}
         kept = {name: value for name, value in os.environ.items() if name not in dropped}
         more = {"HF_ENDPOINT": hub.address, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
         more |= {"HF_HUB_DISABLE_TELEMETRY": "1"} | ({"HF_TOKEN": token} if token else {})
         return subprocess.run(
-            words, env=kept | more | variables, cwd=home, capture_output=True, text=True, check=False, timeout=300
+            words, env=kept | more | variables, cwd=cwd, capture_output=True, text=True, check=False, timeout=300
         )
 
     return run
@@ -155,3 +161,17 @@ def test_what_the_hub_refuses_is_told_with_the_remedy(words, given, message, pub
     assert done.stderr.strip().startswith("error: "), done.stderr[-2000:]
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_trainer_script_with_transformers_alone_fine_tunes_and_pushes(hub, published, call, tmp_path):
+    make_cells(60, types=["alpha", "beta", "duct"]).write_h5ad(tmp_path / "cells.h5ad")
+    given = ["me/tiny", "cells.h5ad", "--epochs", "1", "--output", "tuned", "--push-to", "me/tuned"]
+    program = f"{WITHOUT_PACKAGE}\nimport runpy\nsys.argv = {['script', *given]!r}\nrunpy.run_path({str(SCRIPT)!r})"
+    done = call(sys.executable, "-c", program, token=WRITER, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "accuracy on 12 cells that were held out: 0." in done.stdout
+    _, files = hub.at("me/tuned", "main")
+    assert {"model.safetensors", "modeling_screformer.py", "genes.json", "tokenizer_config.json"} <= set(files)
+    assert list(json.loads(files["config.json"])["id2label"].values()) == ["alpha", "beta", "duct"]
+    opened = LOAD.replace("me/tiny", "me/tuned")
+    assert call(sys.executable, "-c", opened, "{}", token=READER).returncode == 0
