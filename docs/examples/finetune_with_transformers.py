@@ -71,7 +71,7 @@ trainer = Trainer(
     compute_metrics=lambda found: {"accuracy": float((found.predictions.argmax(-1) == found.label_ids).mean())},
 )
 trainer.train()
-print(f"accuracy on {is_held_out.sum()} cells that were held out: {trainer.evaluate()['eval_accuracy']:.3f}")  # noqa: T201
+print(f"accuracy on {is_held_out.sum()} cells that were held out: {trainer.evaluate()['eval_accuracy']:.3f}")
 trainer.save_model(given.output)  # weights, configuration, tokenizer, code
 if given.push_to:
     model.push_to_hub(given.push_to, private=True)
