@@ -1,6 +1,8 @@
 # make quickstart   real cells become labels, from an empty machine, in minutes
 # make test         lint, types and tests against the installed wheel
 # make test-slow    the longer checks
+# make test-lowest  the main tests at the lowest versions that pyproject.toml allows
+# make test-newest  the same at the newest versions there are
 # make lint         lint and types only
 # make benchmark-deps  R with Seurat and what else the rivals need; without it they are left out. Then who is ready
 # make bench        cell types of unseen donors, beside logistic regression
@@ -31,7 +33,7 @@ SEURAT := $(HAS_SEURAT) || { [ "$$(id -u)" = 0 ] && command -v apt-get && $(call
 	&& $(call APT,1800) install -y --no-install-recommends $(R_PACKAGES); } >/dev/null 2>&1
 SOURCES := $(shell find modeling_screformer tokenization train annotation benchmarks model_cards -type f -not -name '*.pyc')
 
-.PHONY: quickstart test test-slow lint benchmark-deps bench bench-corpus bench-gpu bench-speed clean
+.PHONY: quickstart test test-slow test-lowest test-newest lint benchmark-deps bench bench-corpus bench-gpu bench-speed clean
 
 quickstart: $(VENV)/.installed
 	$(VENV)/bin/screformer quickstart --output quickstart
@@ -41,6 +43,24 @@ test: lint
 
 test-slow: $(VENV)/.developed
 	$(VENV)/bin/python -m pytest -m slow
+
+# Python, torch and the rest at the lowest versions that pyproject.toml allows, and at the newest there are. For example:
+# make test-lowest PYTHON=python3.10; make test-newest PYTHON=python3.13; TORCH=torch==2.13.0 where another build is wanted.
+TORCH ?=
+COMPATIBILITY_TESTS := $(addprefix tests/test_,loading.py modeling_screformer.py tokenization_screformer.py corpus.py \
+	pretrain.py finetune.py annotate.py explain.py publish.py hub_round_trip.py released_checkpoints.py)
+RUN_COMPATIBILITY = $(1)/bin/python -m pytest -o filterwarnings=default -m "not slow" $(COMPATIBILITY_TESTS)
+
+test-lowest:
+	$(PYTHON) -m venv --clear $(VENV)-lowest
+	$(PYTHON) tests/lowest_versions.py $(TORCH) > $(VENV)-lowest/constraints.txt
+	$(VENV)-lowest/bin/pip install --quiet --constraint $(VENV)-lowest/constraints.txt $(PIP_ARGS) $(TORCH) . pytest hypothesis
+	OMP_NUM_THREADS=1 $(call RUN_COMPATIBILITY,$(VENV)-lowest)
+
+test-newest:
+	$(PYTHON) -m venv --clear $(VENV)-newest
+	$(VENV)-newest/bin/pip install --quiet --upgrade --upgrade-strategy eager $(PIP_ARGS) $(or $(TORCH),torch) . pytest hypothesis
+	OMP_NUM_THREADS=1 $(call RUN_COMPATIBILITY,$(VENV)-newest)
 
 lint: $(VENV)/.developed
 	$(VENV)/bin/ruff check .

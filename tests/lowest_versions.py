@@ -7,7 +7,6 @@ Arguments replace the lines of their packages.
 
 import re
 import sys
-import tomllib
 from pathlib import Path
 
 
@@ -21,14 +20,11 @@ def lowest_versions(pyproject: Path, instead: list[str]) -> list[str]:
     instead
         Lines to take in the place of those of the same packages.
     """
-    required = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]["dependencies"]
+    block = re.search(r"^dependencies = \[\n(.*?)^\]", pyproject.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    assert block is not None
     replaced = {line.partition("==")[0]: line for line in instead}
-    lines = []
-    for requirement in required:
-        found = re.match(r"([\w.-]+)>=([\w.]+)", requirement)
-        assert found is not None, requirement
-        lines.append(replaced.get(found[1], f"{found[1]}=={found[2]}"))
-    return lines
+    required = re.findall(r'^    "([\w-]+)>=([\w.]+)', block[1], re.MULTILINE)
+    return [replaced.get(name, f"{name}=={version}") for name, version in required]
 
 
 if __name__ == "__main__":
