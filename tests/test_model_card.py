@@ -16,8 +16,10 @@ from screformer.model_cards.comparison import compare, points
 from screformer.model_cards.cost_section import emissions_metadata, estimate_emissions
 from screformer.model_cards.markdown import flat_rows, format_value, plain, table
 from screformer.model_cards.model_card import write_card_of, write_model_card
+from screformer.model_cards.publish import card_holes
 
 EXPECTED_CARD = Path(__file__).with_name("expected_model_card.md")
+CARDS = Path(__file__).parents[1] / "model_cards"
 SOURCES = [
     DataSource(
         "Two donors' pancreas",
@@ -463,3 +465,11 @@ def test_a_calibrated_model_says_what_its_error_rates_are_worth(checkpoint: Path
     assert "| 5% | 4.4% | 90.0% |" in card
     assert "expected calibration error is 0.025 (without calibration 0.034)" in card
     assert "not calibrated" not in card
+
+
+@pytest.mark.parametrize("path", sorted(CARDS.glob("screformer-*.md")), ids=lambda path: path.stem)
+def test_released_cards_know_everything_and_have_a_baseline_beside(path):
+    text = path.read_text(encoding="utf-8")
+    assert card_holes(text) == []
+    assert "| Logistic regression |" in text
+    assert ModelCard(text).data.model_name == path.stem

@@ -27,7 +27,7 @@ def checkpoint(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("publish") / "checkpoint"
     config = ScReformerConfig.preset(
         "tiny", num_genes=40, hidden_size=8, intermediate_size=16, num_hidden_layers=1, classifier_hidden_sizes=[16, 8],
-        bucket_size=8, id2label={0: "alpha", 1: "beta"},
+        bucket_size=8, id2label={0: "alpha", 1: "beta"}, tokenizer_fingerprint=make_tokenizer().fingerprint,
     )  # fmt: skip
     ScReformerForCellClassification(config).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
@@ -120,6 +120,13 @@ def change_json(path, **values):
     path.write_text(json.dumps({**content, **values}))
 
 
+def swap_genes(folder):
+    content = json.loads((folder / "genes.json").read_text())
+    name = next(key for key, value in content.items() if isinstance(value, list))
+    content[name][:2] = content[name][1::-1]
+    (folder / "genes.json").write_text(json.dumps(content))
+
+
 def change_weights(folder):
     path = folder / "model.safetensors"
     weights = load_file(path)
@@ -154,6 +161,11 @@ FAULTS = {
         lambda folder: change_json(folder / "config.json", num_genes=41),
         "genes.json has 40 genes, config.json says 41",
     ),
+    "another tokenizer": (
+        lambda folder: change_json(folder / "tokenizer_config.json", target_sum=1_000),
+        "the model was trained with",
+    ),
+    "genes in another order": (swap_genes, "genes.json:"),
     "no golden cells": (lambda folder: (folder / "golden_cells.safetensors").unlink(), "nothing shows that it works"),
 }  # fmt: skip
 

@@ -52,7 +52,7 @@ def test_the_command_lines_run(folder):
 
 
 def test_every_named_file_exists():
-    for name in re.findall(r"\]\(([\w./]+)\)", README) + re.findall(r"`(tests/[\w./]+)`", README):
+    for name in re.findall(r"\]\(([\w./-]+)\)", README) + re.findall(r"`(tests/[\w./]+)`", README):
         assert (ROOT / name).exists(), name
 
 
