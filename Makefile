@@ -3,6 +3,7 @@
 # make test-slow    the longer checks
 # make test-lowest  the main tests at the lowest versions that pyproject.toml allows
 # make test-newest  the same at the newest versions there are
+# make test-transformers  transformers' own tests of every model, on this package's classes
 # make lint         lint and types only
 # make benchmark-deps  R with Seurat and what else the rivals need; without it they are left out. Then who is ready
 # make bench        cell types of unseen donors, beside logistic regression
@@ -31,9 +32,18 @@ R_PACKAGES := r-base-core r-cran-seurat r-cran-hdf5r
 HAS_SEURAT := Rscript -e 'q(status = !all(c("Seurat", "hdf5r") %in% rownames(installed.packages())))' >/dev/null 2>&1
 SEURAT := $(HAS_SEURAT) || { [ "$$(id -u)" = 0 ] && command -v apt-get && $(call APT,300) update \
 	&& $(call APT,1800) install -y --no-install-recommends $(R_PACKAGES); } >/dev/null 2>&1
+# The suite of the installed transformers: its wheel has no tests, its source distribution has, all but an empty file.
+# For another copy: make test-transformers TRANSFORMERS_SOURCE=/path/of/a/checkout
+define SUITE
+version=$$($(VENV)/bin/python -c 'from importlib.metadata import version; print(version("transformers"))') \
+	&& folder=$(VENV)/transformers-source && source=$$folder/transformers-$$version \
+	&& { [ -e $$source/tests/__init__.py ] || { $(VENV)/bin/pip --disable-pip-version-check download --quiet --no-deps \
+	--no-build-isolation --no-binary transformers --dest $$folder $(PIP_ARGS) transformers==$$version \
+	&& tar -xzf $$folder/transformers-$$version.tar.gz -C $$folder && touch $$source/tests/__init__.py; }; }
+endef
 SOURCES := $(shell find modeling_screformer tokenization train annotation benchmarks model_cards -type f -not -name '*.pyc')
 
-.PHONY: quickstart test test-slow test-lowest test-newest lint benchmark-deps bench bench-corpus bench-gpu bench-speed clean
+.PHONY: quickstart test test-slow test-transformers test-lowest test-newest lint benchmark-deps bench bench-corpus bench-gpu bench-speed clean
 
 quickstart: $(VENV)/.installed
 	$(VENV)/bin/screformer quickstart --output quickstart
@@ -61,6 +71,11 @@ test-newest:
 	$(PYTHON) -m venv --clear $(VENV)-newest
 	$(VENV)-newest/bin/pip install --quiet --upgrade --upgrade-strategy eager $(PIP_ARGS) $(or $(TORCH),torch) . pytest hypothesis
 	OMP_NUM_THREADS=1 $(call RUN_COMPATIBILITY,$(VENV)-newest)
+
+test-transformers: $(VENV)/.developed
+	$(PIP) parameterized
+	$(if $(TRANSFORMERS_SOURCE),source=$(TRANSFORMERS_SOURCE),$(SUITE)) \
+	&& TRANSFORMERS_SOURCE=$$source OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/test_transformers_common.py
 
 lint: $(VENV)/.developed
 	$(VENV)/bin/ruff check .

@@ -116,19 +116,20 @@ class PooledPath(nn.Module):
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.dense = _start_with(BEFORE_RELU, nn.Linear(2 * config.hidden_size, width))
         self.output = nn.Linear(width, config.num_labels)
-        self.register_buffer("center", torch.zeros(2 * config.hidden_size))
-        self.register_buffer("scale", torch.ones(2 * config.hidden_size))
+        self.register_buffer("center", torch.zeros(2 * config.hidden_size, dtype=torch.float32))
+        self.register_buffer("scale", torch.ones(2 * config.hidden_size, dtype=torch.float32))
         self.center: Tensor
         self.scale: Tensor
 
     def forward(self, cells: EncodedCells) -> Tensor:
         """Return logits (B, num_labels)."""
-        pooled = (self.pool(cells) - self.center) * self.scale
+        pooled = ((self.pool(cells) - self.center) * self.scale).to(self.dense.weight.dtype)
         return self.output(self.dropout(self.activation(self.dense(self.dropout(pooled)))))
 
     def pool(self, cells: EncodedCells) -> Tensor:
-        """Return means and maxima (B, 2 hidden); zeros for a cell without expressed genes."""
+        """Return means and maxima (B, 2 hidden), at least float32; zeros for a cell without expressed genes."""
         genes, is_expressed = self.norm(cells.hidden_states), cells.is_expressed.unsqueeze(-1)
+        genes = genes.to(torch.promote_types(genes.dtype, torch.float32))
         number = is_expressed.sum(dim=1)
         mean = (genes * is_expressed).sum(dim=1) / number.clamp(min=1)
         highest = genes.masked_fill(~is_expressed, -torch.inf).amax(dim=1).masked_fill(number == 0, 0.0)

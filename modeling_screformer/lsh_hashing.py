@@ -111,7 +111,7 @@ def draw_rotations(num_hashes: int, head_dim: int, num_columns: int, *, seed: in
     The numbers are the same on every machine; they are on torch's default device, as new weights are.
     """
     generator = torch.Generator(device="cpu").manual_seed(seed)
-    rotations = torch.randn(num_hashes, head_dim, num_columns, generator=generator, device="cpu")
+    rotations = torch.randn(num_hashes, head_dim, num_columns, generator=generator, device="cpu", dtype=torch.float32)
     return rotations.to(torch.get_default_device())
 
 

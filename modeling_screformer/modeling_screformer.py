@@ -65,9 +65,10 @@ class ScReformerEmbeddings(nn.Module):
     def forward(self, bin_embeddings: Tensor, gene_ids: Tensor | None) -> Tensor:
         """Return the input of the encoder, (B, L, hidden); without ``gene_ids`` the tokens are all genes in order."""
         if gene_ids is None:
-            genes = self.gene_embeddings.weight + self.positions
+            genes, positions = self.gene_embeddings.weight, self.positions
         else:
-            genes = self.gene_embeddings(gene_ids) + nn.functional.embedding(gene_ids, self.positions)
+            genes, positions = self.gene_embeddings(gene_ids), nn.functional.embedding(gene_ids, self.positions)
+        genes = (genes + positions).to(genes.dtype)  # positions stay float32 where weights are loaded in half precision
         return self.dropout(bin_embeddings + genes)
 
 
@@ -173,6 +174,8 @@ class ScReformerPreTrainedModel(PreTrainedModel):
     base_model_prefix = "screformer"
     main_input_name = "input_ids"
     _no_split_modules = ["ScReformerLayer"]  # noqa: RUF012 - transformers' own form
+    # Rounded hash directions would sort genes into other buckets.
+    _keep_in_fp32_modules_strict = ["rotations"]  # noqa: RUF012
     # The encoder of a checkpoint opens without its heads, and no head is a surprise there.
     _keys_to_ignore_on_load_unexpected = [r"^classifier\.", r"^head\."]  # noqa: RUF012
 
@@ -191,6 +194,14 @@ class ScReformerPreTrainedModel(PreTrainedModel):
         elif isinstance(module, PooledPath):
             init.zeros_(module.center)
             init.ones_(module.scale)
+
+    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """Raise ValueError: the layers are reversible, so that there is nothing left to save."""
+        msg = (
+            f"{type(self).__name__} got activation checkpointing, which it does not need: with reversible=True, its "
+            "default, a layer's activations are computed again in the backward pass and not stored. Leave it out."
+        )
+        raise ValueError(msg)
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Module:
         """Return the bin embeddings; their number is part of the configuration, so that another one is a ValueError."""
@@ -294,25 +305,25 @@ class ScReformerModel(ScReformerPreTrainedModel):
         ValueError
             When shapes or ids do not fit the model; attentions asked for (LSH attention has no dense matrix).
         """
-        if kwargs.get("output_attentions"):
+        asked = kwargs.get("output_attentions")
+        if self.config.output_attentions if asked is None else asked:
             msg = "output_attentions=True: LSH attention never builds the (L, L) matrix. Leave it out."
             raise ValueError(msg)
         shape = self._check_inputs(input_ids, gene_ids, attention_mask, inputs_embeds)
         order = self._vocabulary_order(gene_ids, attention_mask)
         bins = self.embeddings.bin_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        if order is not None:
-            bins, gene_ids = _reorder(bins, order), gene_ids.gather(1, order)  # type: ignore[union-attr]
-        mask = None if attention_mask is None else attention_mask.bool()
-        if mask is not None and order is not None:
-            mask = mask.gather(1, order)
+        # In the order they came, so that gradients reach the first hidden state.
         embedded = self.embeddings(bins, gene_ids).expand(*shape, -1)
+        tokens, mask = embedded, None if attention_mask is None else attention_mask.bool()
+        if order is not None:
+            tokens, mask = _reorder(embedded, order), None if mask is None else mask.gather(1, order)
 
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if output_hidden_states:
-            every = [embedded, *map(_mean, self.encoder.iterate(embedded, mask, token_orders))]
+            every = [_mean(streams) for streams in self.encoder.iterate(tokens, mask, token_orders)]
         else:
-            streams = self.encoder(embedded, mask, reversible=self.config.reversible, token_orders=token_orders)
+            streams = self.encoder(tokens, mask, reversible=self.config.reversible, token_orders=token_orders)
             every = [_mean(streams)]
         if order is not None:
             place = order.argsort(dim=1)
@@ -321,7 +332,7 @@ class ScReformerModel(ScReformerPreTrainedModel):
         return ScReformerModelOutput(
             last_hidden_state=last,
             cell_embedding=_mean_of_expressed(last, input_ids, attention_mask),
-            hidden_states=(*every[:-1], last) if output_hidden_states else None,
+            hidden_states=(embedded, *every[:-1], last) if output_hidden_states else None,
         )
 
     def _check_inputs(
@@ -462,6 +473,9 @@ class ScReformerForCellClassification(ScReformerPreTrainedModel):
     Label names are the configuration's ``id2label``.
     """
 
+    # Averages of many genes differ little between cells.
+    _keep_in_fp32_modules_strict = ["rotations", "pooled_path.center", "pooled_path.scale"]  # noqa: RUF012
+
     def __init__(self, config: ScReformerConfig) -> None:
         super().__init__(config)
         # By the class name alone transformers would choose the loss of causal language models, which shifts labels.
@@ -490,7 +504,13 @@ class ScReformerForCellClassification(ScReformerPreTrainedModel):
         input_ids, gene_ids, attention_mask, inputs_embeds, output_hidden_states
             As for :class:`ScReformerModel`.
         labels
-            (B,) label ids; the loss is the mean cross-entropy.
+            (B,) label ids; the loss is the mean cross-entropy. With the configuration's
+            ``problem_type="multi_label_classification"`` (B, num_labels) of 0.0 and 1.0, with ``"regression"`` numbers.
+
+        Raises
+        ------
+        ValueError
+            When shapes or ids do not fit the model.
         """
         encoded = self.screformer(
             input_ids, gene_ids, attention_mask, inputs_embeds, output_hidden_states, return_dict=True, **kwargs
@@ -501,10 +521,23 @@ class ScReformerForCellClassification(ScReformerPreTrainedModel):
         )
         loss = None
         if labels is not None:
+            self._check_labels(labels, len(logits))
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
         return ScReformerClassifierOutput(
             loss=loss, logits=logits, hidden_states=encoded.hidden_states, cell_embedding=encoded.cell_embedding
         )
+
+    def _check_labels(self, labels: Tensor, num_cells: int) -> None:
+        """Raise ValueError where labels are not as many as the kind of problem has."""
+        problem_type, num_labels = self.config.problem_type, self.config.num_labels
+        is_one_a_cell = problem_type == "single_label_classification" or num_labels == 1
+        expected = (num_cells,) if is_one_a_cell else (num_cells, num_labels)
+        if labels.numel() != math.prod(expected):
+            msg = (
+                f"labels got shape {tuple(labels.shape)}; with problem_type={problem_type!r} and {num_labels} labels "
+                f"it must be {expected}. Cells with several labels need problem_type='multi_label_classification'."
+            )
+            raise ValueError(msg)
 
     def start_linear_path(self, weight: Tensor | None = None, bias: Tensor | None = None) -> None:
         """Start the classifier's linear path: given weights, or zeros, and levels that ascend evenly with the bins.

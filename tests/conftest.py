@@ -8,12 +8,19 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 import torch
+from transformers_suite import suite_marks
 
 # Before Triton is imported: without a GPU its kernels are tested by its interpreter.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 NUM_GENES = 60
+
+
+def pytest_configure(config):
+    """Make the marks of transformers' own tests known, where they run."""
+    for name in suite_marks():
+        config.addinivalue_line("markers", f"{name}: of transformers' own tests")
 
 
 @pytest.fixture
