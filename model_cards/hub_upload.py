@@ -11,6 +11,7 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
+    HTTPError,  # of the library for HTTP, which changed between its versions
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -102,3 +103,7 @@ def _told(repo_id: str) -> Iterator[None]:
         status = getattr(error.response, "status_code", None)
         remedy = REMEDIES.get(status, f"try again later ({error})") if status is not None else f"try again ({error})"
         raise OSError(f"the Hub refused {repo_id} (status {status}): {remedy}") from error
+    except HTTPError as error:
+        raise OSError(
+            f"the connection to the Hub broke ({error}); call it again: what was downloaded of {repo_id} is kept"
+        ) from error

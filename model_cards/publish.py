@@ -22,6 +22,7 @@ from screformer.train.result_files import software_versions, write_json
 # Where a card admits that it does not know.
 HOLES = ("not recorded", "no evaluation on test cells", "no comparison with", "was not measured", "not known")
 NUM_TOLD = 5
+HUB_PREFIX = "hf://"
 OWN_LICENCE = "apache-2.0"
 OF_THE_CALL = ("is_local", "local_files_only")  # which tokenizer_config.json had until 0.1.0
 
@@ -165,3 +166,21 @@ def describe_files(files: Sequence[Path]) -> list[str]:
 def is_repo_id(text: str) -> bool:
     """Return whether it is a name on the Hub, such as ORGANISATION/NAME; a folder is told by ``./`` before it."""
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text) is not None
+
+
+def hub_name(to: str) -> str | None:
+    """Return the name on the Hub that is meant; None for a folder.
+
+    Raises
+    ------
+    ValueError
+        It could be either.
+    """
+    if to.startswith(HUB_PREFIX):
+        return to.removeprefix(HUB_PREFIX)
+    if is_repo_id(to) and Path(to).parent.is_dir():
+        raise ValueError(
+            f"to got {to!r}, which may be a name on the Hub or a folder in {Path(to).parent}; write ./{to} for the "
+            f"folder, {HUB_PREFIX}{to} for the Hub"
+        )
+    return to if is_repo_id(to) else None

@@ -43,18 +43,18 @@ def publish(
       screformer publish quickstart/checkpoint --to me/pancreas-tiny --dry-run
     """
     from .model_cards.hub_upload import refuse_offline
-    from .model_cards.publish import describe_files, is_repo_id, stage_checkpoint
+    from .model_cards.publish import describe_files, hub_name, stage_checkpoint
 
-    is_hub = is_repo_id(to)
-    if is_hub and not dry_run:
-        run(lambda: refuse_offline(to))
+    repo_id = run(lambda: hub_name(to))
+    if repo_id is not None and not dry_run:
+        run(lambda: refuse_offline(repo_id))
     with tempfile.TemporaryDirectory() as place:
-        target = Path(place, to.rpartition("/")[2]) if is_hub or dry_run else Path(to)
+        target = Path(to) if repo_id is None and not dry_run else Path(place, to.rpartition("/")[2])
         files = run(
             lambda: stage_checkpoint(
                 folder,
                 target,
-                card=_card_fields(folder, to if is_hub else target.name, data, counts, pretraining, name, licence),
+                card=_card_fields(folder, repo_id or target.name, data, counts, pretraining, name, licence),
                 allow_holes=allow_holes,
                 licence_file=licence_file,
             )
@@ -62,8 +62,8 @@ def publish(
         say("\n".join(describe_files(files)))
         if dry_run:
             say("Nothing was published: --dry-run.")
-        elif is_hub:
-            _upload(target, to, public=public, revision=revision, yes=yes)
+        elif repo_id is not None:
+            _upload(target, repo_id, public=public, revision=revision, yes=yes)
         else:
             say(f"{target} is ready, and verifies: screformer verify {target}")
 

@@ -13,7 +13,7 @@ from screformer import ScReformerConfig, ScReformerForCellClassification
 from screformer.cli import app
 from screformer.model_cards import publish, verify
 from screformer.model_cards.model_card import write_model_card
-from screformer.model_cards.publish import is_repo_id, stage_checkpoint, without_places
+from screformer.model_cards.publish import hub_name, is_repo_id, stage_checkpoint, without_places
 from screformer.model_cards.verify import verify_checkpoint
 
 
@@ -192,9 +192,17 @@ def test_code_that_is_not_ours_is_not_run_unless_it_is_trusted(staged, tmp_path)
     assert (tmp_path / "ran").exists()
 
 
-def test_names_on_the_hub_are_told_from_folders():
+def test_names_on_the_hub_are_told_from_folders(tmp_path, monkeypatch):
     assert is_repo_id("me/tiny-1.0")
     assert not any(map(is_repo_id, ("./tiny", "tiny", "/tmp/tiny", "a/b/c", "../tiny", "me/")))
+    monkeypatch.chdir(tmp_path)
+    assert hub_name("me/tiny") == hub_name("hf://me/tiny") == "me/tiny"
+    assert hub_name("./me/tiny") is None
+    (tmp_path / "me").mkdir()
+    with pytest.raises(
+        ValueError, match=r"to got 'me/tiny', which may be .* write \./me/tiny for the folder, hf://me/tiny"
+    ):
+        hub_name("me/tiny")
 
 
 def test_a_dry_run_shows_what_would_go_and_leaves_nothing(checkpoint, tmp_path, monkeypatch, without_golden_outputs):

@@ -262,8 +262,7 @@ def test_save_and_load_is_lossless(tmp_path) -> None:
         json.loads((tmp_path / folder / "tokenizer_config.json").read_text()) for folder in ("first", "second")
     )
     assert first["auto_map"] == {"AutoTokenizer": ["tokenization_screformer.ScReformerTokenizer", None]}
-    # transformers itself notes these two about the folder it loaded from.
-    assert {key: second[key] for key in second if key not in {"is_local", "local_files_only"}} == first
+    assert second == first  # though from_pretrained gives it words of its own
     assert str(tmp_path) not in json.dumps([first, second])
     assert not list((tmp_path / "first").glob("*.part"))
 
@@ -284,7 +283,8 @@ WITHOUT_THE_PACKAGE = """
 import sys
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"screformer", "scipy", "anndata", "pandas", "datasets", "h5py"}:
+        # Not SciPy, which an earlier transformers takes from scikit-learn where that is installed.
+        if name.split(".")[0] in {"screformer", "anndata", "pandas", "datasets", "h5py"}:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Absent())
 from transformers import AutoTokenizer
