@@ -2,6 +2,7 @@
 # make test         lint, types and tests against the installed wheel
 # make test-slow    the longer checks
 # make lint         lint and types only
+# make docs         the documentation, into site/
 # make benchmark-deps  R with Seurat and what else the rivals need; without it they are left out. Then who is ready
 # make bench        cell types of unseen donors, beside logistic regression
 # make bench-corpus speed and memory of making and reading a corpus, on an idle machine; half an hour
@@ -31,7 +32,7 @@ SEURAT := $(HAS_SEURAT) || { [ "$$(id -u)" = 0 ] && command -v apt-get && $(call
 	&& $(call APT,1800) install -y --no-install-recommends $(R_PACKAGES); } >/dev/null 2>&1
 SOURCES := $(shell find modeling_screformer tokenization train annotation benchmarks model_cards -type f -not -name '*.pyc')
 
-.PHONY: quickstart test test-slow lint benchmark-deps bench bench-corpus bench-gpu bench-speed clean
+.PHONY: quickstart test test-slow lint docs benchmark-deps bench bench-corpus bench-gpu bench-speed clean
 
 quickstart: $(VENV)/.installed
 	$(VENV)/bin/screformer quickstart --output quickstart
@@ -46,6 +47,10 @@ lint: $(VENV)/.developed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+docs: $(VENV)/.installed
+	$(PIP) ".[docs]"
+	$(VENV)/bin/mkdocs build --strict
 
 benchmark-deps: $(VENV)/.installed
 	$(PIP) ".[benchmarks]"
@@ -88,4 +93,4 @@ $(VENV)/.developed: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info
