@@ -265,6 +265,9 @@ def test_the_site_is_built_without_a_warning_and_fetches_nothing(tmp_path):
     assert "--max-error" in commands
     assert "--label_tree" in commands
     assert "Logistic regression" in pages[tmp_path / "site" / "comparison" / "index.html"]
+    # Of three parameters with one description, the last has its own type.
+    reference = pages[tmp_path / "site" / "reference" / "tokenization" / "index.html"]
+    assert re.search(r"<code>allow</code>.{0,200}<code>.{0,200}Sequence", reference, flags=re.DOTALL)
     fetched = (
         r"<(script|img|iframe)[^>]*\ssrc=\"?(https?:)?//|<link[^>]*(stylesheet|preconnect)[^>]*\shref=\"?(https?:)?//"
     )
