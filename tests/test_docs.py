@@ -202,6 +202,16 @@ def test_every_page_is_in_the_navigation_once():
     assert sorted(listed) == sorted(PAGES)
 
 
+def test_the_first_page_lists_the_extras():
+    [table] = re.findall(
+        r"^\[project.optional-dependencies\]\n(.*?)^\[project",
+        (ROOT / "pyproject.toml").read_text(),
+        re.DOTALL | re.MULTILINE,
+    )
+    extras = set(re.findall(r"^(\w+) = \[", table, flags=re.MULTILINE))
+    assert set(re.findall(r"^\| `(\w+)` \|", PAGES["index.md"], flags=re.MULTILINE)) == extras - {"dev", "docs"}
+
+
 def test_the_reference_has_every_exported_name():
     pages = "\n".join(text for name, text in PAGES.items() if name.startswith("reference/"))
     named = re.findall(r"^::: screformer\.([\w.]+)\.(\w+)$", pages, flags=re.MULTILINE)
