@@ -5,6 +5,7 @@
 # make test-newest  the same at the newest versions there are
 # make test-transformers  transformers' own tests of every model, on this package's classes
 # make lint         lint and types only
+# make docs         the documentation, into site/
 # make benchmark-deps  R with Seurat and what else the rivals need; without it they are left out. Then who is ready
 # make bench        cell types of unseen donors, beside logistic regression
 # make bench-corpus speed and memory of making and reading a corpus, on an idle machine; half an hour
@@ -43,7 +44,8 @@ version=$$($(VENV)/bin/python -c 'from importlib.metadata import version; print(
 endef
 SOURCES := $(shell find modeling_screformer tokenization train annotation benchmarks model_cards -type f -not -name '*.pyc')
 
-.PHONY: quickstart test test-slow test-transformers test-lowest test-newest lint benchmark-deps bench bench-corpus bench-gpu bench-speed clean
+.PHONY: quickstart test test-slow test-transformers test-lowest test-newest lint docs benchmark-deps bench bench-corpus \
+	bench-gpu bench-speed clean
 
 quickstart: $(VENV)/.installed
 	$(VENV)/bin/screformer quickstart --output quickstart
@@ -81,6 +83,10 @@ lint: $(VENV)/.developed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+docs: $(VENV)/.installed
+	$(PIP) ".[docs]"
+	$(VENV)/bin/mkdocs build --strict
 
 benchmark-deps: $(VENV)/.installed
 	$(PIP) ".[benchmarks]"
@@ -123,4 +129,4 @@ $(VENV)/.developed: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

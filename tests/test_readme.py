@@ -2,30 +2,23 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
-
-from screformer.cli import app
+from documented_examples import code_blocks, lay_out, run_line, run_python
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-TINY = ["--config_overrides", "hidden_size=8", "num_hidden_layers=1", "--max_steps", "1", "--use_cpu"]
 
 
 def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    return [block.text for block in code_blocks(README) if block.language == language]
 
 
 @pytest.fixture
 def folder(small_quickstart, tmp_path, monkeypatch):
-    shutil.copytree(small_quickstart, tmp_path / "quickstart")
-    shutil.copy(small_quickstart.parent / "cells.h5ad", tmp_path / "cells.h5ad")
-    shutil.copy(small_quickstart / "new_cells.h5ad", tmp_path / "new_cells.h5ad")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(lay_out(small_quickstart, tmp_path))
     return tmp_path
 
 
@@ -34,19 +27,14 @@ def test_the_three_doors_run(folder):
     doors = blocks("python")
     assert len(doors) == 4
     for code in doors:
-        exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+        run_python(code, "README.md", {"__name__": "__main__"})
     assert (folder / "my_model" / "model.safetensors").exists()
     assert (folder / "shared" / "README.md").exists()
 
 
 def test_the_command_lines_run(folder):
     for line in "".join(blocks("bash")).strip().splitlines():
-        program, command, *arguments = line.split()
-        assert program == "screformer"
-        # The same lines with less to compute: one step, and a narrow model where one is made.
-        shorter = {"pretrain": TINY, "finetune": TINY[3:], "distill": TINY}.get(command, [])
-        result = CliRunner().invoke(app, [command, *arguments, *shorter])
-        assert result.exit_code == 0, (line, result.output, result.exception)
+        run_line(line)
     for name in ("annotated.h5ad", "embedded.h5ad", "evaluation/evaluation.json"):
         assert (folder / name).exists()
 
