@@ -18,7 +18,6 @@ SHORTER = {
     "distill": TINY,
     "explain": ["--num-cells", "2", "--num-background", "4", "--points", "2"],
     "perturb": ["--null", "2", "--max-cells", "4"],
-    "interactions": ["--max-cells", "2", "--max-genes", "20"],
     "benchmark --suite": ["--system", "majority_class"],
 }
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
