@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
+
+from screformer.tokenization.corpus_files import checksum
 
 CHECKSUMS = "checksums.json"
 # Nothing else leaves the machine: no predictions of single cells, no caches, no states of an optimizer.
@@ -31,16 +32,7 @@ def published_files(folder: Path) -> list[Path]:
 
 def checksums_of(folder: Path) -> dict[str, str]:
     """Return name -> sha256 of the files that are published."""
-    return {path.name: sha256_of(path) for path in published_files(folder)}
-
-
-def sha256_of(path: Path) -> str:
-    """Return a file's sha256, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+    return {path.name: checksum(path) for path in published_files(folder)}
 
 
 def pickles_in(folder: Path) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -13,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from screformer.tokenization.corpus_files import checksum
 from screformer.tokenization.system_errors import name_in_system_errors
 
 PACKAGES = (
@@ -73,8 +73,4 @@ def hash_weights(checkpoint: str | Path) -> str | None:
     path = Path(checkpoint) / "model.safetensors"
     if not path.exists():
         return None
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+    return checksum(path)
