@@ -120,6 +120,12 @@ def evaluation_section(results: Results | None, checkpoint: Checkpoint) -> str:
     """Return the table of the model and its rivals, the verdict in words, and the scores by cell type."""
     if results is None and checkpoint.downstream:
         return "\n\n".join(downstream_paragraphs(checkpoint.downstream))
+    if results is None and not checkpoint.cell_types and masked_gene_sentence(checkpoint.metrics):
+        return (
+            "It labels nothing by itself. How well it predicts masked genes, beside what each gene's frequencies say, "
+            "stands above, with the pretraining. What a classifier that starts from it is worth beside logistic "
+            "regression is for you to find out on your own labels."
+        )
     if results is None:
         return (
             "No evaluation on test cells is recorded. Measure it on labelled cells of your own before you rely on it."

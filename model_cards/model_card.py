@@ -27,6 +27,7 @@ from screformer.model_cards.comparison import METRIC_TITLES, MODEL, Results, com
 from screformer.model_cards.cost_section import cost_section, emissions_metadata
 from screformer.model_cards.downstream_section import downstream_verdict
 from screformer.model_cards.markdown import bullets, format_value, plain, table
+from screformer.model_cards.masked_genes import masked_gene_sentence
 from screformer.train.result_files import written_aside
 
 TEMPLATE = "template.md"
@@ -184,7 +185,9 @@ def _head(checkpoint: Checkpoint) -> Head:
 
 def _verdict(results: Results | None, checkpoint: Checkpoint) -> str:
     if results is None:
-        return downstream_verdict(checkpoint) or "> **No evaluation on test cells is recorded for this checkpoint.**"
+        nothing = "No evaluation on test cells is recorded for this checkpoint."
+        told = masked_gene_sentence(checkpoint.metrics) if not checkpoint.cell_types else None
+        return downstream_verdict(checkpoint) or f"> **{told or nothing}**"
     comparison = compare(results)
     if comparison is None:
         return "> **No comparison with logistic regression is recorded**, so this card claims no advantage over it."

@@ -11,12 +11,16 @@ from importlib.metadata import distribution
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from transformers.dynamic_module_utils import custom_object_save
+
 from screformer.model_cards.card_inputs import CardInputs
 from screformer.model_cards.checkpoint_records import read_checkpoint
 from screformer.model_cards.golden_cells import CELLS, FACTS, write_golden_cells
 from screformer.model_cards.model_card import write_card_of
 from screformer.model_cards.published_files import CHECKSUMS, checksums_of, pickles_in, published_files
 from screformer.model_cards.verify import check_files
+from screformer.modeling_screformer import ScReformerForMaskedLM
+from screformer.tokenization.tokenization_screformer import ScReformerTokenizer
 from screformer.train.result_files import software_versions, write_json
 
 # Where a card admits that it does not know.
@@ -37,8 +41,8 @@ def stage_checkpoint(
 ) -> list[Path]:
     """Make the folder that is published, and return its files.
 
-    It holds what `published_files` names, the card written anew, golden cells (made up, see `write_golden_cells`),
-    LICENSE and checksums, and it verifies. Of absolute paths in its records only the last part is left.
+    It holds what `published_files` names, the code of this release, the card written anew, golden cells (made up, see
+    `write_golden_cells`), LICENSE and checksums, and it verifies. Of absolute paths in records the last part is left.
 
     Parameters
     ----------
@@ -74,8 +78,10 @@ def stage_checkpoint(
     aside.mkdir(parents=True)
     try:
         for path in published_files(source):
-            if path.name not in {CELLS, FACTS, CHECKSUMS}:
+            if path.suffix != ".py" and path.name not in {CELLS, FACTS, CHECKSUMS}:
                 _copy(path, aside / path.name)
+        for with_code in (ScReformerForMaskedLM, ScReformerTokenizer):  # whichever head: it is one module
+            custom_object_save(with_code, aside)
         inputs = _write_card(source, aside, card or {})
         _refuse_holes(source, (aside / "README.md").read_text(encoding="utf-8"), allow_holes)
         (aside / "LICENSE").write_text(_licence(inputs, licence_file), encoding="utf-8")

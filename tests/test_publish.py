@@ -9,9 +9,10 @@ from safetensors.numpy import load_file, save_file
 from small_corpus import make_tokenizer
 from typer.testing import CliRunner
 
-from screformer import ScReformerConfig, ScReformerForCellClassification
+from screformer import ScReformerConfig, ScReformerForCellClassification, ScReformerForMaskedLM, ScReformerModel
 from screformer.cli import app
 from screformer.model_cards import publish, verify
+from screformer.model_cards.golden_cells import check_golden_cells
 from screformer.model_cards.model_card import write_model_card
 from screformer.model_cards.publish import hub_name, is_repo_id, stage_checkpoint, without_places
 from screformer.model_cards.verify import verify_checkpoint
@@ -104,6 +105,16 @@ def test_a_card_written_by_hand_stays(checkpoint, tmp_path, without_golden_outpu
     stage_checkpoint(folder, tmp_path / "out", allow_holes=True)
     assert (tmp_path / "out" / "README.md").read_text() == text
     assert problems(tmp_path / "out") == []
+
+
+def test_the_code_is_that_of_this_release(checkpoint, staged, tmp_path, without_golden_outputs):
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(checkpoint, folder)
+    (folder / "reversible.py").write_text("# of an earlier release\n")
+    (folder / "helper.py").write_text("x = 1\n")
+    stage_checkpoint(folder, tmp_path / "out", allow_holes=True)
+    code = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.py")}
+    assert code == {path.name: path.read_bytes() for path in checkpoint.glob("*.py")}
 
 
 def test_places_are_left_out_of_records():
@@ -203,6 +214,19 @@ def test_names_on_the_hub_are_told_from_folders(tmp_path, monkeypatch):
         ValueError, match=r"to got 'me/tiny', which may be .* write \./me/tiny for the folder, hf://me/tiny"
     ):
         hub_name("me/tiny")
+
+
+@pytest.mark.parametrize("kind", [ScReformerForMaskedLM, ScReformerModel])
+def test_encoders_are_published_too(kind, tmp_path):
+    config = ScReformerConfig.preset(
+        "tiny", num_genes=40, hidden_size=8, intermediate_size=16, num_hidden_layers=1, bucket_size=8
+    )
+    kind(config).save_pretrained(tmp_path / "encoder")
+    make_tokenizer().save_pretrained(tmp_path / "encoder")
+    stage_checkpoint(tmp_path / "encoder", tmp_path / "out", allow_holes=True)
+    outputs = load_file(tmp_path / "out" / "golden_cells.safetensors")["outputs"]
+    assert outputs.shape[0] == 8
+    assert check_golden_cells(tmp_path / "out") is None
 
 
 def test_a_dry_run_shows_what_would_go_and_leaves_nothing(checkpoint, tmp_path, monkeypatch, without_golden_outputs):
