@@ -25,7 +25,7 @@ from screformer.train.process_memory import forget_peak, peak_process_memory
 
 logger = logging.getLogger(__name__)
 CELLS_PER_BLOCK = 16
-NUM_PILOT_CELLS, NUM_PILOT_PASSES = 3, 16
+NUM_PILOT_CELLS, NUM_PILOT_PASSES = 6, 16
 TOKENS_AT_ONCE = 16_384
 MAX_ACTIVATION_BYTES = 1e9
 Item = TypeVar("Item")

@@ -190,7 +190,7 @@ def test_of_a_background_without_labels_only_the_drawn_cells_are_named(trained, 
 def test_a_run_that_is_killed_goes_on_where_it_was(trained, cells, tmp_path, monkeypatch):
     whole = explained(trained, cells, tmp_path / "whole")
     monkeypatch.setattr(explanation_run, "CELLS_PER_BLOCK", 4)
-    calls, price = [], 1 + 3 * workers_of(trained.model, Sampling())
+    calls, price = [], 1 + explanation_run.NUM_PILOT_CELLS * workers_of(trained.model, Sampling())
 
     def count(*given, number, **others):
         calls.append(number)
