@@ -32,6 +32,7 @@ def small(tmp_path: Path, monkeypatch) -> Task:
     return task
 
 
+@pytest.mark.slow  # thirty-six runs
 def test_every_donor_number_and_seed_is_run_once_and_summed_up(small, tmp_path, capsys):
     arguments = ["--output", str(tmp_path / "out"), "--work", str(tmp_path / "work"), "--workers", "1"]
     arguments += ["--systems", "small", "small_both", "--shots", "2", "--seeds", "2", "--all-cells-seeds", "1"]

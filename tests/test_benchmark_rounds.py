@@ -19,6 +19,7 @@ def test_every_setting_is_one_that_a_model_accepts_and_differs():
     assert len(shapes) == len(SETTINGS)
 
 
+@pytest.mark.slow  # of the packaged cells, all of them
 def test_settings_are_compared_with_every_seed(tmp_path):
     results = compare_rounds(
         tmp_path / "work", tmp_path, settings=["sign_1", "exact"], seeds=[1, 2], max_steps=1, command="a test"
