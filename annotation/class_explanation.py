@@ -138,7 +138,9 @@ class ClassExplainer:
         some = order[: checks.completeness]
         weights = regression_weights(self.chosen.background, score, self.names)
         found = {
-            "completeness": completeness(self.explainer, score, own.bins[some], values[some], options.sampling),
+            "completeness": completeness(
+                self.explainer, score, own.bins[some], values[some], options.sampling, numbers=some.tolist()
+            ),
             "stability": stability(values[again], second),
             "curves": self._curves(score, own, values, order[: checks.curves], weights),
             "markers": self._markers(score.name, values, own),

@@ -30,7 +30,13 @@ MARKER_COLUMNS = ("gene", "symbol", "marker")
 
 
 def completeness(
-    explainer: Explainer, score: ClassScore, bins: Bins, values: npt.NDArray[np.float32], sampling: Sampling
+    explainer: Explainer,
+    score: ClassScore,
+    bins: Bins,
+    values: npt.NDArray[np.float32],
+    sampling: Sampling,
+    *,
+    numbers: Sequence[int] | None = None,
 ) -> Json:
     """Return by how much the values of cells miss what they explain: the score less the background's mean score.
 
@@ -45,6 +51,9 @@ def completeness(
         (cells, num_genes).
     sampling
         By which.
+    numbers
+        Of the cells, by which their points were drawn: where sums may have been found by forward passes, ``as_drawn``
+        is the median gap that the points alone leave, which says what the passes mended. None: it is not looked at.
     """
 
     def effect(own: Bins) -> float:
@@ -60,10 +69,20 @@ def completeness(
     effects = list(explainer.map(effect, list(bins)))
     gaps = values.sum(axis=1, dtype=np.float64) - effects
     relative = np.abs(gaps) / np.maximum(np.abs(effects), np.finfo(np.float32).tiny)
+    as_drawn = None
+    if numbers is not None and sampling.method == "expected_gradients" and sampling.max_sum_error is not None:
+        alone = sampling._replace(max_sum_error=None)
+        sums = explainer.map(
+            lambda row: explainer.values(score, bins[row], alone, number=numbers[row]).sum(dtype=np.float64),
+            range(len(bins)),
+        )
+        left = np.abs(np.array(list(sums)) - effects) / np.maximum(np.abs(effects), np.finfo(np.float32).tiny)
+        as_drawn = float(np.median(left))
     return {
         "num_cells": len(bins),
         "median_gap": float(np.median(relative)),
         "largest_gap": float(relative.max()),
+        "as_drawn": as_drawn,
         "mean_effect": float(np.mean(effects)),
     }
 

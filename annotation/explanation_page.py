@@ -176,7 +176,9 @@ def check_sentences(one: Json) -> list[str]:
     lines = [
         f"{'It adds up' if adds_up else 'It does not add up well'}: the values of a cell miss the difference to the "
         f"background by {gap['median_gap']:.1%} (median of {gap['num_cells']} cells; the most is "
-        f"{gap['largest_gap']:.1%}). The mean difference is {gap['mean_effect']:+.2f}." + ("" if adds_up else ROUGH),
+        f"{gap['largest_gap']:.1%}). The mean difference is {gap['mean_effect']:+.2f}."
+        + _as_drawn(gap)
+        + ("" if adds_up else ROUGH),
         f"It stays the same: with another seed and another background the ranks of the {stable['num_genes']} genes "
         f"that count most correlate at {_shown(stable['rank_correlation'])} ({stable['num_cells']} cells), and "
         f"{stable['shared']:.0%} of them are among them again.",
@@ -189,6 +191,12 @@ def check_sentences(one: Json) -> list[str]:
             f"{markers['p']:.2g}, hypergeometric, {markers['num_seen']:,} expressed genes)."
         )
     return lines
+
+
+def _as_drawn(gap: Json) -> str:
+    """Return what the points alone leave open, where forward passes were there to find it."""
+    left = gap.get("as_drawn")
+    return "" if left is None else f" By the points alone they would miss it by {left:.1%}."
 
 
 def _curve_sentences(curves: Json) -> list[str]:

@@ -192,6 +192,8 @@ def estimate(
         mean, number = float(lengths.mean()), len(bins)
         seconds += float(of_values(lengths).sum()) + min(checks.stability, number) * float(of_values(mean))
         num_passes = min(checks.completeness, number) * len(explainer.background)
+        if sampling.method == "expected_gradients" and sampling.max_sum_error is not None:  # once more, as drawn
+            seconds += min(checks.completeness, number) * float(of_values(mean))
         num_passes += min(checks.curves, number) * passes_of_curves
         seconds += num_passes * float(of_passes(mean))
     return Price(seconds, peak_process_memory())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 from screformer.model_cards.checkpoint_records import Checkpoint, Json
@@ -36,7 +37,8 @@ def estimate_emissions(resources: Json) -> Emissions | None:
     if device.get("type") == "cpu":
         watts: float | None = WATTS_A_THREAD * device["threads"]
     else:
-        watts = next((power for name, power in DEVICE_WATTS.items() if name in str(device.get("name"))), None)
+        words = re.split(r"[\s-]+", str(device.get("name")))
+        watts = next((power for name, power in DEVICE_WATTS.items() if name in words), None)
     if watts is None:
         return None
     watts *= device.get("number", 1)

@@ -47,7 +47,8 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-request = json.loads(sys.argv[1])
+with open(sys.argv[1], encoding="utf-8") as file:
+    request = json.load(file)
 options = {"trust_remote_code": True}
 tokenizer = transformers.AutoTokenizer.from_pretrained(request["folder"], **options)
 model = getattr(transformers, request["auto_class"]).from_pretrained(request["folder"], **options).eval()
@@ -130,11 +131,10 @@ def _outputs_without_the_package(folder: Path) -> npt.NDArray[np.float32]:
         }
         path = Path(home, "request.json")
         path.write_text(json.dumps(request), encoding="utf-8")
-        program = PROGRAM.replace("json.loads(sys.argv[1])", "json.loads(open(sys.argv[1], encoding='utf-8').read())")
         environment = os.environ | {"HF_HOME": home, "HF_MODULES_CACHE": f"{home}/modules", "HF_HUB_OFFLINE": "1"}
         environment.pop("PYTHONPATH", None)
         done = subprocess.run(
-            [sys.executable, "-c", program, str(path)],
+            [sys.executable, "-c", PROGRAM, str(path)],
             cwd=home,
             env=environment,
             stdin=subprocess.DEVNULL,

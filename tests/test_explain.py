@@ -206,7 +206,8 @@ def test_a_run_that_is_killed_goes_on_where_it_was(trained, cells, tmp_path, mon
     stops = False
     calls.clear()
     again = explained(trained, cells, tmp_path / "out")
-    assert len(calls) == price + (12 - 8) + CHECKS.stability  # two blocks of four were there
+    # Two blocks of four were there; some are explained once more as their points alone say.
+    assert len(calls) == price + (12 - 8) + CHECKS.stability + CHECKS.completeness
     pd.testing.assert_frame_equal(again.tables["alpha"], whole.tables["alpha"])
     assert again.results["seconds"] is None
     assert whole.results["seconds"] > 0
@@ -442,8 +443,18 @@ def test_the_command_line(trained, cells, tmp_path):
     trained.tokenizer.save_pretrained(tmp_path / "model")
     given = ["explain", "--model", str(tmp_path / "model"), "--cells", str(cells), "--class", "alpha", "-o"]
     given += [str(tmp_path / "out"), "--label-column", "cell_type", "--num-cells", "3", "--num-background", "5"]
-    result = CliRunner().invoke(app, [*given, "--points", "2"])
+    result = CliRunner().invoke(app, [*given, "--points", "2", "--sum-error", "0.2"])
     assert result.exit_code == 0, result.output
+    kept = json.loads((tmp_path / "out" / "explanation.json").read_text())
+    assert kept["sampling"] == {
+        "method": "expected_gradients", "num_points": 2, "seed": 0, "max_sum_error": 0.2
+    }  # fmt: skip
+    assert kept["classes"][0]["completeness"]["as_drawn"] >= 0
+    assert "By the points alone they would miss it by" in result.output
+    left = CliRunner().invoke(app, [*given, "--points", "2", "--sum-error", "1", "--overwrite"])
+    assert left.exit_code == 0, left.output
+    assert json.loads((tmp_path / "out" / "explanation.json").read_text())["sampling"]["max_sum_error"] is None
+    assert "By the points alone" not in left.output
     assert "3 cells beside 5: about 0 min" in result.output
     assert "alpha, 3 cells: GENE" in result.output
     again = CliRunner().invoke(app, given)

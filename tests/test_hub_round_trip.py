@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from screformer import ScReformerConfig, ScReformerForCellClassification
 from screformer.cli import app
-from screformer.model_cards import publish, verify
+from screformer.model_cards import publish
 from screformer.model_cards.model_card import write_model_card
 
 SCRIPT = Path(__file__).parents[1] / "docs" / "examples" / "finetune_with_transformers.py"
@@ -185,7 +185,6 @@ def user(hub, tmp_path, monkeypatch):
 )
 def test_what_the_hub_refuses_is_told_with_the_remedy(words, given, message, published, checkpoint, user, monkeypatch):
     monkeypatch.setattr(publish, "write_golden_cells", lambda _: None)  # a process of its own
-    monkeypatch.setattr(verify, "CELLS", "config.json")
     done = user(*(word.format(checkpoint=checkpoint) for word in words), **given)
     assert done.exit_code == 1
     assert isinstance(done.exception, SystemExit)

@@ -141,6 +141,15 @@ def test_the_figures_of_explanations_are_those_of_the_result_files():
     assert f"background of {full['num_background']} take {took} and {memory} on two cores" in text
     assert f"with {full['sampling']['num_points']} points a cell; {estimated} and {memory_before} were" in text
     assert full["classes"][0]["num_cells"] == 1000
+    for before, after in (
+        (full["price"]["seconds"], full["seconds"]),
+        (full["price"]["peak_bytes"], full["peak_bytes"]),
+    ):
+        assert abs(before / after - 1) < 0.3
+    for one in (*held_out["classes"], *full["classes"]):
+        assert one["completeness"]["median_gap"] < 0.02
+        assert one["stability"]["rank_correlation"] >= 0.9
+        assert one["curves"]["deletion_probability"]["less"]["random genes"]["interval"][1] < 0
 
     paper = json.loads((results / "explanations-pbmc3k_10x-paper.json").read_text())
     gap = paper["classes"][0]["completeness"]["median_gap"]
