@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from screformer.model_cards.calibration_section import calibration_limitations, confidence_paragraphs
-from screformer.model_cards.card_inputs import DataSource
 from screformer.model_cards.checkpoint_records import Checkpoint, Json
 from screformer.model_cards.comparison import (
     FEW_CELLS,
@@ -24,7 +22,7 @@ from screformer.model_cards.comparison import (
 )
 from screformer.model_cards.distillation_section import DISTILLATION, distillation_paragraphs, is_distilled
 from screformer.model_cards.downstream_section import downstream_paragraphs
-from screformer.model_cards.markdown import flat_rows, format_share, format_value, join_names, plain, table
+from screformer.model_cards.markdown import flat_rows, format_share, format_value, plain, table
 from screformer.model_cards.masked_genes import (
     BIN_COLUMNS,
     BY_BIN,
@@ -39,31 +37,6 @@ TRAINING_SETTINGS = (
     "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
     "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "early_stopping_patience", "bf16", "fp16", "seed",
 )  # fmt: skip
-
-
-def training_data_section(checkpoint: Checkpoint, data_sources: Sequence[DataSource]) -> str:
-    """Return provenance and licence, what the corpus recorded of itself, and the split."""
-    paragraphs = []
-    if data_sources:
-        columns = ("Data", "Citation", "Obtained from", "Licence")
-        paragraphs.append(table(columns, (tuple(map(plain, source)) for source in data_sources)))
-    else:
-        paragraphs.append("The provenance and the licence of the training cells are not recorded.")
-    corpus = list(flat_rows(checkpoint.training.get("corpus", {})))
-    if corpus:
-        paragraphs.append(table(("Corpus", "Value"), corpus))
-    sizes = checkpoint.splits.get("num_cells")
-    if sizes:
-        rows = ((plain(part), format_value(size)) for part, size in sizes.items())
-        paragraphs += [_split_rule(checkpoint.splits), table(("Part", "Cells"), rows)]
-    return "\n\n".join(paragraphs)
-
-
-def _split_rule(splits: Json) -> str:
-    if splits.get("group_column"):
-        column, groups = plain(splits["group_column"]), join_names(splits["test_groups"])
-        return f"Split by {column}: the test cells are those of {groups}, never seen in training."
-    return "Split at random, stratified by label: cells of one donor are in every part."
 
 
 def training_procedure_section(checkpoint: Checkpoint, pretraining: Checkpoint | None) -> str:
@@ -224,27 +197,7 @@ def _measured_limitations(results: Results) -> Iterable[str]:
     yield from calibration_limitations(model)
 
 
-def overlap_section(checkpoint: Checkpoint, source: str) -> str:
-    """Return how a reader finds out whether the model has seen cells of theirs."""
-    if not checkpoint.seen_cells:
-        return "Which cells it has seen is not recorded: a test on public cells may be a test on training cells."
-    folder = source.rpartition("/")[2]
-    fetch = f"hf download {shlex.quote(source)} --local-dir {shlex.quote(folder)}\n" if folder != source else ""
-    return (
-        "Hashes of the counts of every training cell are beside the weights. Before you test it on public cells, see "
-        f"how many of them it was trained on:\n\n```bash\n{fetch}"
-        f"screformer inspect cells.h5ad --against {shlex.quote(folder)}\n```"
-    )
-
-
 def versions_section(checkpoint: Checkpoint) -> str:
     """Return the versions that the training recorded."""
     versions = checkpoint.training.get("versions")
     return table(("Software", "Version"), flat_rows(versions)) if versions else "Not recorded."
-
-
-def data_licence_sentence(data_sources: Sequence[DataSource]) -> str:
-    """Return what is known of the terms of the training data."""
-    if not data_sources:
-        return "The terms of the training data are not recorded."
-    return "The training data have their own terms, named above."

@@ -14,17 +14,15 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from screformer.model_cards.card_inputs import CardInputs, DataSource, checked_results, records_of_pretraining
 from screformer.model_cards.card_sections import (
-    data_licence_sentence,
     evaluation_section,
     limitations,
-    overlap_section,
-    training_data_section,
     training_procedure_section,
     versions_section,
 )
 from screformer.model_cards.checkpoint_records import Checkpoint, num_values, read_checkpoint
 from screformer.model_cards.comparison import METRIC_TITLES, MODEL, Results, compare
 from screformer.model_cards.cost_section import cost_section, emissions_metadata
+from screformer.model_cards.data_section import data_licence_sentence, overlap_section, training_data_section
 from screformer.model_cards.downstream_section import downstream_verdict
 from screformer.model_cards.markdown import bullets, format_value, plain, table
 from screformer.model_cards.masked_genes import masked_gene_sentence

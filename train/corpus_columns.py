@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,10 @@ from screformer.tokenization.corpus import Corpus
 
 TOKEN_COLUMNS = ("input_ids", "gene_ids")
 NOT_TEXT = (*TOKEN_COLUMNS, "cell_hash")
+# Of what a manifest says of a file.
+OF_A_SOURCE = (
+    "name", "sha256", "num_cells", "num_kept", "num_genes", "format", "count_source", "gene_source", "gene_coverage",
+)  # fmt: skip
 
 
 def read_column(corpus: Corpus, column: str, *, argument: str) -> npt.NDArray[np.str_]:
@@ -53,13 +58,23 @@ def name_cells(corpus: Corpus) -> npt.NDArray[np.str_]:
 
 
 def describe_corpus(corpus: Corpus) -> dict[str, Any]:
-    """Return what identifies the corpus, for JSON: cells, tokenizer and sources."""
+    """Return what identifies the corpus, for JSON: cells, tokenizer, and its sources with their passports in brief."""
     return {
         "num_cells": len(corpus),
         "tokenizer_fingerprint": corpus.manifest["tokenizer"]["fingerprint"],
         "vocabulary": corpus.manifest["tokenizer"]["vocabulary"],
-        "sources": [
-            {key: source[key] for key in ("name", "sha256", "num_cells")} for source in corpus.manifest["sources"]
-        ],
+        "sources": [_describe_source(source) for source in corpus.manifest["sources"]],
         **({"split": corpus.manifest["split"]} if corpus.has_split else {}),
+    }
+
+
+def _describe_source(source: Mapping[str, Any]) -> dict[str, Any]:
+    passport = source["passport"]
+    return {key: source[key] for key in OF_A_SOURCE} | {
+        "dropped": source["dropped"],
+        "allowed": passport["allowed"],
+        "organism": passport["organism"]["name"],
+        "gene_ids": passport["gene_ids"]["type"],
+        "median_genes_per_cell": passport["genes_per_cell"]["median"],
+        "median_counts_per_cell": passport["counts_per_cell"]["median"],
     }
