@@ -40,6 +40,8 @@ class CardInputs:
         Name of a model -> metrics; None: that of ``evaluation.json`` alone.
     pretraining
         ``training`` and ``metrics`` of the run that this one started from.
+    other_splits
+        Of runs of the same settings, see `record_of_split`.
     """
 
     model_name: str | None = None
@@ -48,6 +50,7 @@ class CardInputs:
     data_sources: Sequence[DataSource] = ()
     results: Results | None = None
     pretraining: Mapping[str, Json] | None = None
+    other_splits: Sequence[Json] = ()
 
     @classmethod
     def read(cls, folder: str | Path) -> CardInputs | None:

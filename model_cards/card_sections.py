@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from screformer.model_cards.calibration_section import calibration_limitations, confidence_paragraphs
 from screformer.model_cards.checkpoint_records import Checkpoint, Json
@@ -11,6 +11,7 @@ from screformer.model_cards.comparison import (
     LOGISTIC_REGRESSION,
     METRIC_TITLES,
     MODEL,
+    Metrics,
     Results,
     by_support,
     compare,
@@ -30,6 +31,7 @@ from screformer.model_cards.masked_genes import (
     masked_gene_sentence,
     shown_elsewhere,
 )
+from screformer.model_cards.other_splits import other_splits_paragraphs
 
 EXTRA_METRIC_TITLES = {"macro_auc": "Macro-AUC", "expected_calibration_error": "Calibration error"}
 # Of the hundred settings of a run, those that decide what is learned.
@@ -89,8 +91,8 @@ def _masked_genes(metrics: Json) -> list[str]:
     return paragraphs
 
 
-def evaluation_section(results: Results | None, checkpoint: Checkpoint) -> str:
-    """Return the table of the model and its rivals, the verdict in words, and the scores by cell type."""
+def evaluation_section(results: Results | None, checkpoint: Checkpoint, other_splits: Sequence[Json] = ()) -> str:
+    """Return the table of the model and its rivals, the verdict in words, other splits, and the scores by cell type."""
     if results is None and checkpoint.downstream:
         return "\n\n".join(downstream_paragraphs(checkpoint.downstream))
     if results is None and not checkpoint.cell_types and masked_gene_sentence(checkpoint.metrics):
@@ -121,11 +123,23 @@ def evaluation_section(results: Results | None, checkpoint: Checkpoint) -> str:
         table(("", *columns.values()), rows),
         comparison.sentence if comparison else "Logistic regression was not measured on this test set.",
     ]
+    paragraphs += _seen_test_cells(model)
     paragraphs += [majority] if majority else []
     paragraphs += [_regression_note(results)] if comparison else []
+    paragraphs += other_splits_paragraphs(results, checkpoint, other_splits)
     paragraphs += confidence_paragraphs(model)
     paragraphs += ["### By cell type", _per_class_table(results)] if "per_class" in model else []
     return "\n\n".join(paragraphs)
+
+
+def _seen_test_cells(model: Metrics) -> list[str]:
+    """Return whether test cells were among those that training or pretraining has read."""
+    seen = model.get("seen_cells")
+    if seen is None:
+        return []
+    told = "None of the test cells was" if not seen["num_seen"] else f"{format_value(seen['num_seen'])} test cells were"
+    limit = "" if seen["is_complete"] else ", as far as that is recorded: what it began with does not say"
+    return [f"{told} read while the model was trained, its pretraining included{limit}."]
 
 
 def _regression_note(results: Results) -> str:
@@ -152,7 +166,7 @@ def _per_class_table(results: Results) -> str:
     return table(columns, rows)
 
 
-def limitations(results: Results | None, checkpoint: Checkpoint) -> Iterable[str]:
+def limitations(results: Results | None, checkpoint: Checkpoint, other_splits: Sequence[Json] = ()) -> Iterable[str]:
     """Give one sentence a limitation, as plain text, those first that follow from the records."""
     splits, seed = checkpoint.splits, checkpoint.training.get("training", {}).get("seed")
     if "num_cells" in splits:
@@ -161,13 +175,15 @@ def limitations(results: Results | None, checkpoint: Checkpoint) -> Iterable[str
         size = format_value(splits["num_cells"]["train"])
         yield f"Trained on {size} labelled cells{more}: all it has seen of these types."
     groups, column = splits.get("test_groups") or [], splits.get("group_column")
-    if len(groups) == 1:
+    if len(groups) == 1 and not any(other["split"]["group_column"] == column for other in other_splits):
         yield f"Tested on one {column} only ({groups[0]}): how scores differ from one to another is open."
     elif splits and not groups:
         yield "The test cells come from the same donors as the training cells. On a new donor expect lower scores."
     run = "one training run" + (f" (seed {seed})" if seed is not None else "")
     if results is None and checkpoint.downstream:
         yield f"The weights are of {run}: how much the figures owe to that one is open."
+    elif other_splits:
+        yield f"Of each split {run}: what another seed would give is open."
     else:
         yield f"One split and {run}: there is no error bar, and gaps of a few points may be chance."
     if results is not None:

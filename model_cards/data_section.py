@@ -10,8 +10,10 @@ from screformer.model_cards.checkpoint_records import Checkpoint, Json
 from screformer.model_cards.markdown import flat_rows, format_share, format_value, join_names, plain, table
 
 
-def training_data_section(checkpoint: Checkpoint, data_sources: Sequence[DataSource]) -> str:
-    """Return provenance and licence, what the corpus recorded of itself, and the split."""
+def training_data_section(
+    checkpoint: Checkpoint, data_sources: Sequence[DataSource], pretraining: Checkpoint | None = None
+) -> str:
+    """Return provenance and licence, what the corpora recorded of themselves, and the split."""
     paragraphs = []
     if data_sources:
         columns = ("Data", "Citation", "Obtained from", "Licence")
@@ -19,11 +21,14 @@ def training_data_section(checkpoint: Checkpoint, data_sources: Sequence[DataSou
     else:
         paragraphs.append("The provenance and the licence of the training cells are not recorded.")
     corpus = checkpoint.training.get("corpus", {})
-    rows = list(flat_rows({name: value for name, value in corpus.items() if name != "sources"}))
-    if rows:
-        paragraphs.append(table(("Corpus", "Value"), rows))
+    facts = list(flat_rows({name: value for name, value in corpus.items() if name != "sources"}))
+    if facts:
+        paragraphs.append(table(("Corpus", "Value"), facts))
     if corpus.get("sources"):
-        paragraphs += _passports(corpus["sources"])
+        paragraphs += ["Each file as it was found:", _passports(corpus["sources"])]
+    before = [] if pretraining is None else pretraining.training.get("corpus", {}).get("sources", [])
+    if before and _checksums(before) != _checksums(corpus.get("sources", [])):
+        paragraphs += ["Pretraining read other files:", _passports(before)]
     sizes = checkpoint.splits.get("num_cells")
     if sizes:
         rows = ((plain(part), format_value(size)) for part, size in sizes.items())
@@ -31,11 +36,15 @@ def training_data_section(checkpoint: Checkpoint, data_sources: Sequence[DataSou
     return "\n\n".join(paragraphs)
 
 
-def _passports(sources: Sequence[Json]) -> list[str]:
+def _checksums(sources: Sequence[Json]) -> set[str]:
+    return {source["sha256"] for source in sources}
+
+
+def _passports(sources: Sequence[Json]) -> str:
     """Return what was found in each file when it was read, before anything was made of it."""
     shown = {column: [show(source) for source in sources] for column, show in PASSPORT.items()}
     known = {column: values for column, values in shown.items() if any(value != "-" for value in values)}
-    return ["Each file as it was found:", table(list(known), zip(*known.values(), strict=True))]
+    return table(list(known), zip(*known.values(), strict=True))
 
 
 def _fact(name: str) -> Callable[[Json], str]:

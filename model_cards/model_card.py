@@ -19,13 +19,14 @@ from screformer.model_cards.card_sections import (
     training_procedure_section,
     versions_section,
 )
-from screformer.model_cards.checkpoint_records import Checkpoint, num_values, read_checkpoint
+from screformer.model_cards.checkpoint_records import Checkpoint, Json, num_values, read_checkpoint
 from screformer.model_cards.comparison import METRIC_TITLES, MODEL, Results, compare
 from screformer.model_cards.cost_section import cost_section, emissions_metadata
 from screformer.model_cards.data_section import data_licence_sentence, overlap_section, training_data_section
 from screformer.model_cards.downstream_section import downstream_verdict
 from screformer.model_cards.markdown import bullets, format_value, plain, table
 from screformer.model_cards.masked_genes import masked_gene_sentence
+from screformer.model_cards.other_splits import check_splits, headline_of_splits, other_config, split_config
 from screformer.train.result_files import written_aside
 
 TEMPLATE = "template.md"
@@ -86,6 +87,7 @@ def write_model_card(
     data_sources: Sequence[DataSource] = (),
     pretraining: str | Path | None = None,
     licence: str = "apache-2.0",
+    other_splits: Sequence[Json] = (),
 ) -> Path:
     """Write ``README.md`` into a checkpoint folder and return its path. Needs no network.
 
@@ -109,13 +111,16 @@ def write_model_card(
         Folder of the run that this one started from; its settings and scores join the card.
     licence
         Of weights and code, as the Hub abbreviates it.
+    other_splits
+        Runs of the same settings on other splits, of `record_of_split`.
 
     Raises
     ------
     FileNotFoundError
         The folder has no ``config.json``.
     ValueError
-        The architecture is not one of this package, or `results` lack a metric or are of different test sets.
+        The architecture is not one of this package, `results` lack a metric or are of different test sets, or a split
+        is given twice.
     """
     checkpoint = read_checkpoint(folder)
     _head(checkpoint)
@@ -126,6 +131,7 @@ def write_model_card(
         data_sources=tuple(data_sources),
         results=checked_results(results),
         pretraining=None if pretraining is None else records_of_pretraining(pretraining),
+        other_splits=tuple(other_splits),
     )
     inputs.write(checkpoint.folder)
     return write_card_of(checkpoint.folder, inputs)
@@ -142,6 +148,7 @@ def write_card_of(folder: str | Path, inputs: CardInputs) -> Path:
 def card_text(folder: str | Path, inputs: CardInputs) -> str:
     """Return the card of a checkpoint folder; see `write_model_card`."""
     checkpoint = read_checkpoint(folder)
+    check_splits(inputs.other_splits, checkpoint)
     head, results = _head(checkpoint), inputs.results_of(checkpoint)
     folder_name = checkpoint.folder.resolve().name
     name, source = inputs.model_name or folder_name, inputs.repo_id or folder_name
@@ -151,7 +158,7 @@ def card_text(folder: str | Path, inputs: CardInputs) -> str:
         PAPER,
         title=plain(name),
         summary=head.summary,
-        verdict=_verdict(results, checkpoint),
+        verdict=_verdict(results, checkpoint, inputs.other_splits),
         shape=_shape(checkpoint),
         intended_use=head.intended_use,
         vocabulary_size=f" ({format_value(num_genes)} genes)" if num_genes else "",
@@ -160,17 +167,17 @@ def card_text(folder: str | Path, inputs: CardInputs) -> str:
         source=json.dumps(source),
         read_outputs=head.read_outputs,
         command_line=_command_line(source) if head.auto_class == CLASSIFIER else "",
-        training_data=training_data_section(checkpoint, inputs.data_sources),
+        training_data=training_data_section(checkpoint, inputs.data_sources, inputs.pretraining_of()),
         overlap=overlap_section(checkpoint, source),
         training_procedure=training_procedure_section(checkpoint, inputs.pretraining_of()),
         cost=cost_section(checkpoint),
-        evaluation=evaluation_section(results, checkpoint),
-        limitations=bullets(map(plain, limitations(results, checkpoint))),
+        evaluation=evaluation_section(results, checkpoint, inputs.other_splits),
+        limitations=bullets(map(plain, limitations(results, checkpoint, inputs.other_splits))),
         versions=versions_section(checkpoint),
         licence=inputs.licence,
         data_licence=data_licence_sentence(inputs.data_sources),
     )
-    metadata = _metadata(name, inputs.licence, head, results, checkpoint, inputs.data_sources)
+    metadata = _metadata(name, inputs, head, results, checkpoint)
     return f"---\n{metadata.to_yaml()}\n---\n\n{body}"
 
 
@@ -181,7 +188,7 @@ def _head(checkpoint: Checkpoint) -> Head:
     return HEADS[name]
 
 
-def _verdict(results: Results | None, checkpoint: Checkpoint) -> str:
+def _verdict(results: Results | None, checkpoint: Checkpoint, other_splits: Sequence[Json]) -> str:
     if results is None:
         nothing = "No evaluation on test cells is recorded for this checkpoint."
         told = masked_gene_sentence(checkpoint.metrics) if not checkpoint.cell_types else None
@@ -189,7 +196,8 @@ def _verdict(results: Results | None, checkpoint: Checkpoint) -> str:
     comparison = compare(results)
     if comparison is None:
         return "> **No comparison with logistic regression is recorded**, so this card claims no advantage over it."
-    return f"> **{comparison.headline}.**"
+    together = headline_of_splits(results, checkpoint, other_splits)
+    return f"> **{comparison.headline}.**" + (f"\n>\n> {together}" if together else "")
 
 
 def _shape(checkpoint: Checkpoint) -> str:
@@ -232,28 +240,23 @@ screformer annotate cells.h5ad --model {shlex.quote(source)} -o annotated.h5ad
 
 
 def _metadata(
-    name: str,
-    licence: str,
-    head: Head,
-    results: Results | None,
-    checkpoint: Checkpoint,
-    data_sources: Sequence[DataSource],
+    name: str, inputs: CardInputs, head: Head, results: Results | None, checkpoint: Checkpoint
 ) -> ModelCardData:
     return ModelCardData(
-        license=licence,
+        license=inputs.licence,
         library_name="transformers",
         tags=[*TAGS, *(["cell-type-annotation"] if head.auto_class == CLASSIFIER else [])],
         metrics=["accuracy", "f1"] if results is not None else None,
         model_name=name,
         co2_eq_emissions=emissions_metadata(checkpoint),
-        eval_results=None if results is None else _eval_results(results, checkpoint, data_sources),
+        eval_results=None if results is None else _eval_results(results, checkpoint, inputs),
     )
 
 
-def _eval_results(results: Results, checkpoint: Checkpoint, data_sources: Sequence[DataSource]) -> list[EvalResult]:
-    data_name = data_sources[0].name if data_sources else "unnamed test cells"
-    groups = checkpoint.splits.get("test_groups")
-    held_out = f"held-out {checkpoint.splits['group_column']}: {', '.join(groups)}" if groups else None
+def _eval_results(results: Results, checkpoint: Checkpoint, inputs: CardInputs) -> list[EvalResult]:
+    data_name = inputs.data_sources[0].name if inputs.data_sources else "unnamed test cells"
+    splits = {split_config(checkpoint.splits): results}
+    splits |= {other_config(other): other["results"] for other in inputs.other_splits}
     metric_types = {"accuracy": "accuracy", "macro_f1": "f1", "balanced_accuracy": "balanced_accuracy"}
     return [
         EvalResult(
@@ -261,11 +264,12 @@ def _eval_results(results: Results, checkpoint: Checkpoint, data_sources: Sequen
             task_name="Cell type annotation",
             dataset_type=re.sub(r"[^a-z0-9]+", "-", data_name.lower()).strip("-"),
             dataset_name=data_name,
-            dataset_config=held_out,
-            dataset_split=str(results[MODEL].get("part", "test")),
+            dataset_config=config,
+            dataset_split=str(rows[MODEL].get("part", "test")),
             metric_type=metric_types[metric],
             metric_name=title,
-            metric_value=round(float(results[MODEL][metric]), 4),
+            metric_value=round(float(rows[MODEL][metric]), 4),
         )
+        for config, rows in splits.items()
         for metric, title in METRIC_TITLES.items()
     ]

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 from huggingface_hub import ModelCard
 from yaml import YAMLError
 
-from screformer.model_cards.card_inputs import CardInputs
+from screformer.model_cards.card_inputs import INPUTS_FILE, CardInputs
 from screformer.model_cards.checkpoint_records import read_checkpoint
-from screformer.model_cards.comparison import METRIC_TITLES
+from screformer.model_cards.comparison import METRIC_TITLES, MODEL
 from screformer.model_cards.golden_cells import CELLS, check_golden_cells
 from screformer.model_cards.model_card import card_text
+from screformer.model_cards.other_splits import other_config, split_config
 from screformer.model_cards.published_files import CHECKSUMS, pickles_in, wrong_files
 from screformer.tokenization.gene_vocabulary import load_vocabulary
 from screformer.tokenization.tokenization_screformer import ScReformerTokenizer
@@ -142,7 +143,9 @@ def _card(folder: Path) -> Iterator[str]:
         return
     text = path.read_text(encoding="utf-8")
     try:
-        told = {one.metric_name: one.metric_value for one in ModelCard(text).data.eval_results or []}
+        told = {
+            (one.dataset_config, one.metric_name): one.metric_value for one in ModelCard(text).data.eval_results or []
+        }
     except (ValueError, TypeError, KeyError, YAMLError) as error:
         yield f"README.md has metadata that cannot be read: {error}"
         return
@@ -155,18 +158,28 @@ def _card(folder: Path) -> Iterator[str]:
             yield f"README.md is not what the other files say, first here: {(changed or 'at its end')[:120]!r}"
 
 
-def _numbers(folder: Path, told: Mapping[str | None, Any]) -> Iterator[str]:
+def _numbers(folder: Path, told: Mapping[tuple[str | None, str | None], Any]) -> Iterator[str]:
     """Compare the metrics of a card's metadata with what was measured."""
     if not (folder / "evaluation.json").exists():
         if told:
-            yield f"README.md gives {', '.join(map(str, told))}, and there is no evaluation.json"
+            yield f"README.md gives {', '.join(str(name) for _, name in told)}, and there is no evaluation.json"
         return
-    measured = read_json(folder / "evaluation.json")
+    own = split_config(read_checkpoint(folder).splits)
+    yield from _differences(told, own, read_json(folder / "evaluation.json"), "evaluation.json")
+    inputs = CardInputs.read(folder)
+    for other in inputs.other_splits if inputs is not None else ():
+        yield from _differences(told, other_config(other), other["results"][MODEL], INPUTS_FILE)
+
+
+def _differences(
+    told: Mapping[tuple[str | None, str | None], Any], config: str | None, measured: Mapping[str, Any], file: str
+) -> Iterator[str]:
+    of = f", {config}," if config else ""
     for key, title in METRIC_TITLES.items():
-        if title not in told:
-            yield f"README.md does not give {title}, which evaluation.json has"
-        elif abs(told[title] - measured[key]) > ROUNDING:
-            yield f"README.md gives {title} as {told[title]}, evaluation.json as {measured[key]:.4f}"
+        if (config, title) not in told:
+            yield f"README.md does not give {title}{of} which {file} has"
+        elif abs(told[config, title] - measured[key]) > ROUNDING:
+            yield f"README.md gives {title}{of} as {told[config, title]}, {file} as {measured[key]:.4f}"
 
 
 def _is_of_this_release(folder: Path) -> bool:

@@ -50,6 +50,9 @@ def _options(
 def quickstart(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path("quickstart"),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start over: delete an earlier quickstart.")] = False,
+    test_donor: Annotated[str, typer.Option(help="human1, human2, human3 or human4; the others are trained on.")] = (
+        "human4"
+    ),
 ) -> None:
     """Real pancreas cells become labels: corpus, pretraining, fine-tuning, test, annotation, report; in minutes.
 
@@ -58,12 +61,13 @@ def quickstart(
     \b
     Example:
       screformer quickstart --output quickstart
+      screformer quickstart --output quickstart_human1 --test-donor human1
     """
 
     from .train.quickstart import quickstart as run_quickstart
 
     prepare_quickstart_folder(output, overwrite=overwrite)
-    result = run(lambda: run_quickstart(output, announce=say))
+    result = run(lambda: run_quickstart(output, test_donor=test_donor, announce=say))
     say("")
     say(f"{'Donor ' + result.metrics['test_donor']:<24}{'accuracy':>10}{'macro-F1':>10}")
     for name in ("model", "logistic_regression", "majority_class"):

@@ -22,6 +22,10 @@ def publish(
         typer.Option(help="File of the labelled cells it was trained on: puts logistic regression beside it."),
     ] = None,
     pretraining: Annotated[Path | None, typer.Option(help="Folder of the pretraining that it started from.")] = None,
+    other_split: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of the same settings trained and evaluated on another split, for the card."),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Title of the card. Default: the card's, or the folder.")] = None,
     licence: Annotated[str | None, typer.Option(help="Of weights and code. Default: the card's.")] = None,
     licence_file: Annotated[Path | None, typer.Option(help="Its text, if it is another.")] = None,
@@ -54,7 +58,9 @@ def publish(
             lambda: stage_checkpoint(
                 folder,
                 target,
-                card=_card_fields(folder, repo_id or target.name, data, counts, pretraining, name, licence),
+                card=_card_fields(
+                    folder, repo_id or target.name, data, counts, pretraining, name, licence, other_split
+                ),
                 allow_holes=allow_holes,
                 licence_file=licence_file,
             )
@@ -76,9 +82,11 @@ def _card_fields(
     pretraining: Path | None,
     name: str | None,
     licence: str | None,
+    other_split: list[Path] | None,
 ) -> dict[str, Any]:  # Any: fields of CardInputs
     """Return what the command line says that the card is to say."""
     from .model_cards.card_inputs import DataSource, records_of_pretraining
+    from .model_cards.other_splits import record_of_split
 
     fields: dict[str, Any] = {"repo_id": source}
     if name is not None:
@@ -88,7 +96,9 @@ def _card_fields(
     if pretraining is not None:
         fields["pretraining"] = records_of_pretraining(pretraining)
     if counts is not None:
-        fields["results"] = _results_beside_regression(folder, counts)
+        fields["results"] = _results_of(folder, counts)
+    if other_split:
+        fields["other_splits"] = [record_of_split(one, folder, _results_of(one, counts)) for one in other_split]
     sources = [source.split("|") for source in data or ()]
     wrong = next((source for source in sources if len(source) != len(DataSource._fields)), None)
     if wrong is not None:
@@ -98,7 +108,8 @@ def _card_fields(
     return fields
 
 
-def _results_beside_regression(folder: Path, counts: Path) -> dict[str, Any]:  # Any: metrics
+def _results_of(folder: Path, counts: Path | None) -> dict[str, Any]:  # Any: metrics
+    """Return what `screformer evaluate` found, and baselines on the same split if there are counts to measure them."""
     from .benchmarks.checkpoint_baselines import score_baselines
     from .model_cards.card_inputs import checked_results
     from .model_cards.comparison import MODEL
@@ -110,8 +121,12 @@ def _results_beside_regression(folder: Path, counts: Path) -> dict[str, Any]:  #
             f"{folder} has no evaluation.json; make it first: screformer evaluate {folder} CORPUS --output {folder}"
         )
     own = read_json(path)
-    seed = read_json(folder / "splits.json")["seed"]
-    results = checked_results({MODEL: own, **score_baselines(counts, folder, own["label_names"], seed=seed)})
+    beside = {}
+    if counts is not None:
+        seed = read_json(folder / "splits.json")["seed"]
+        say(f"{folder}: logistic regression on its split")
+        beside = score_baselines(counts, folder, own["label_names"], seed=seed)
+    results = checked_results({MODEL: own, **beside})
     assert results is not None
     return dict(results)
 

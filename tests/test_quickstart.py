@@ -125,6 +125,11 @@ def test_running_again_repeats_no_training(small_quickstart, monkeypatch):
     assert len(stages) == len(times) == 8
 
 
+def test_a_donor_that_there_is_not_is_refused(small_quickstart):
+    with pytest.raises(ValueError, match=r"test_donor got 'human9'; the donors are human1, human2, human3, human4"):
+        quickstart(small_quickstart, cells=small_quickstart.parent / "cells.h5ad", test_donor="human9")
+
+
 def test_other_settings_in_the_same_folder_are_refused(small_quickstart):
     with pytest.raises(ValueError, match="overwrite"):
         quickstart(small_quickstart, cells=small_quickstart.parent / "cells.h5ad", max_steps=3)
@@ -152,7 +157,7 @@ def test_the_checkpoint_opens_without_the_package_and_says_the_same(small_quicks
 
 def test_the_command_says_what_error_rates_and_gene_spaces_gave(small_quickstart, monkeypatch, tmp_path):
     metrics = read(small_quickstart / "metrics.json")
-    monkeypatch.setattr(module, "quickstart", lambda output, announce: module.QuickstartResult(output, metrics))
+    monkeypatch.setattr(module, "quickstart", lambda output, **_: module.QuickstartResult(output, metrics))
     result = CliRunner().invoke(app, ["quickstart", "--output", str(tmp_path / "new")])
     assert result.exit_code == 0, result.exception
     output = result.output

@@ -26,6 +26,7 @@ from screformer.train.cell_dataset import CellDataset
 from screformer.train.corpus_columns import describe_corpus, name_cells, read_column
 from screformer.train.inference import predict_logits
 from screformer.train.result_files import hash_weights, read_json, software_versions, write_json, written_aside
+from screformer.train.seen_cells import count_seen_cells
 from screformer.train.starting_model import check_tokenizer
 from screformer.train.tree_metrics import score_levels
 
@@ -57,7 +58,8 @@ def evaluate_checkpoint(
 
     Writes into `output`: ``evaluation.json`` (all of `classification_metrics`, and what was measured on what),
     ``predictions.tsv`` (a row a cell, with every probability), ``confusion_matrix.png``, ``roc_curves.png``. Cells
-    whose label the model does not know count as errors; their labels are in ``unknown_labels``. Of a model with a label
+    whose label the model does not know count as errors; their labels are in ``unknown_labels``. ``seen_cells`` counts
+    those that the model has read before, in its training or before it. Of a model with a label
     tree, ``hierarchy`` has what `tree_metrics.score_levels` finds, of cells with labels at any level. ``calibration``
     says how far probabilities are from shares of right labels (``reliability.png``), and of a calibrated model
     ``answers`` how often its answers are wrong when an error rate is asked for; see `annotation.calibration`.
@@ -112,6 +114,14 @@ def evaluate_checkpoint(
         numbers, probabilities = numbers[is_class], probabilities[is_class]
         if not len(numbers):
             raise ValueError(f"part {part!r} has no cell whose label is one of the classes {reader.class_names}")
+    seen = count_seen_cells(checkpoint, corpus, numbers)
+    if part == "test" and seen is not None and seen["num_seen"]:
+        logger.warning(
+            "%d of the %d test cells were read while %s was trained, its pretraining included",
+            seen["num_seen"],
+            seen["num_cells"],
+            checkpoint,
+        )
     facts = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "part": part,
@@ -123,6 +133,7 @@ def evaluate_checkpoint(
         },
         "corpus": {"name": str(corpus_folder), **describe_corpus(corpus)},
         "device": str(model.device),
+        "seen_cells": seen,
         **found,
     }
     if found["calibration"]["levels"]:

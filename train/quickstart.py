@@ -37,6 +37,7 @@ from screformer.train.arguments import (
     PretrainingDataArguments,
 )
 from screformer.train.classifier_start import ClassifierArguments
+from screformer.train.corpus_columns import read_column
 from screformer.train.evaluate import evaluate_checkpoint
 from screformer.train.figures import plot_comparison
 from screformer.train.finetune import finetune
@@ -105,6 +106,11 @@ def quickstart(
         End each training after so many steps, for a quick look; -1 trains as many epochs as it should.
     announce
         Called with a line of text when a stage begins.
+
+    Raises
+    ------
+    ValueError
+        There is no such donor, or the folder holds a quickstart of other settings.
     """
     folder, cells = Path(output), cells or example_cells_path()
     stages = _Stages(folder, announce)
@@ -112,6 +118,9 @@ def quickstart(
         corpus = build_corpus(
             cells, folder / "corpus", tokenizer=ScReformerTokenizer(), obs_columns=["cell_type", "donor"]
         )
+    donors = sorted(set(read_column(corpus, "donor", argument="cells").tolist()))
+    if test_donor not in donors:
+        raise ValueError(f"test_donor got {test_donor!r}; the donors are {', '.join(donors)}")
     with stages("Pretrain on masked genes, without labels"):
         pretrained = pretrain(*_pretraining(folder, test_donor, max_steps))
     with stages("Fine-tune on cell types"):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from screformer.tokenization.cell_hashes import SEEN_CELLS, SEEN_CELLS_FACTS, read_index, write_seen_cells
+from screformer.tokenization.cell_hashes import SEEN_CELLS, SEEN_CELLS_FACTS, is_in, read_index, write_seen_cells
 from screformer.tokenization.corpus import Corpus
 from screformer.train.result_files import read_json
 
@@ -42,6 +43,29 @@ def record_seen_cells(folder: Path, corpus: Corpus, rows: npt.NDArray[np.int64],
             is_complete = False
             logger.warning("checkpoint %s does not say which cells it has seen; they are not recorded", checkpoint)
     write_seen_cells(folder, hashes, vocabulary, is_complete=is_complete)
+
+
+def count_seen_cells(checkpoint: str | Path, corpus: Corpus, rows: npt.NDArray[np.int64]) -> dict[str, Any] | None:
+    """Return how many cells of a corpus a checkpoint has seen; None if it does not say, or is no folder.
+
+    Returns
+    -------
+    ``num_seen``, ``num_cells``, and ``is_complete``: False if what it began with did not say what that had seen.
+
+    Raises
+    ------
+    ValueError
+        The checkpoint's index is damaged, or of other genes than the corpus.
+    """
+    folder = Path(checkpoint)
+    if corpus.manifest["version"] == 1 or not (folder / SEEN_CELLS_FACTS).is_file():
+        return None
+    is_seen = is_in(read_index(folder, corpus.tokenizer().gene_vocabulary), corpus.cell_hashes[rows])
+    return {
+        "num_seen": int(is_seen.sum()),
+        "num_cells": len(rows),
+        "is_complete": bool(read_json(folder / SEEN_CELLS_FACTS)["is_complete"]),
+    }
 
 
 def add_cells_seen_by(teacher: str, folder: Path, corpus: Corpus) -> None:
