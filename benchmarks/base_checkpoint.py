@@ -210,7 +210,10 @@ def _run(given: argparse.Namespace, command: str) -> str:
 
 def _card(given: argparse.Namespace, command: str) -> str:
     del command
-    return f"{write_checkpoint_card(given.results, given.output, name=given.name)}"
+    path = write_checkpoint_card(given.results, given.output, name=given.name, checkpoint=given.checkpoint)
+    if given.checkpoint is None:
+        return f"{path}"
+    return f"{path}\n{given.checkpoint} can be shared: screformer publish {given.checkpoint} --to ORGANISATION/NAME"
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -249,6 +252,7 @@ def _make_parser() -> argparse.ArgumentParser:
     one.add_argument("--results", required=True, help="Output of run.")
     one.add_argument("--name", help="Of the model (default: screformer-PRESET).")
     one.add_argument("--output", "-o", default="model_cards", help="Folder (default: %(default)s).")
+    one.add_argument("--checkpoint", help="Folder to unpack the checkpoint into, ready for `screformer publish`.")
     one.set_defaults(do=_card)
     return parser
 

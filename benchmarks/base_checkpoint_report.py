@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -115,7 +116,9 @@ def plot_pretraining_curves(history: list[Json], path: Path) -> None:
     save_figure(figure, path)
 
 
-def write_checkpoint_card(results: str | Path, output: str | Path, *, name: str | None = None) -> Path:
+def write_checkpoint_card(
+    results: str | Path, output: str | Path, *, name: str | None = None, checkpoint: str | Path | None = None
+) -> Path:
     """Write the model card of a checkpoint that was brought back as ``NAME.md``; return its path.
 
     Parameters
@@ -126,11 +129,14 @@ def write_checkpoint_card(results: str | Path, output: str | Path, *, name: str 
         Folder for the card.
     name
         Of the model; default ``screformer-PRESET``.
+    checkpoint
+        Folder to unpack the checkpoint into, with the card and what it was written from: `stage_checkpoint` publishes
+        it.
 
     Raises
     ------
     OSError
-        The folder lacks a file.
+        The folder lacks a file, or `checkpoint` is there.
     ValueError
         `name` is no name of a file.
     """
@@ -143,17 +149,24 @@ def write_checkpoint_card(results: str | Path, output: str | Path, *, name: str 
         DataSource(one["name"], *(one.get(key, NOT_RECORDED) for key in ("citation", "origin", "licence")))
         for one in found["parcel"]["sources"]
     ]
+    if checkpoint is not None and Path(checkpoint).exists():
+        raise FileExistsError(f"checkpoint: {checkpoint} is there; choose another folder, or delete it")
     with tempfile.TemporaryDirectory() as place:
-        checkpoint = Path(place, title)
+        unpacked = Path(place, title)
         with zipfile.ZipFile(folder / "checkpoint.zip") as file:
-            file.extractall(checkpoint)
+            file.extractall(unpacked)
         if "fine_tuning" in found["parts"]:
-            write_json(checkpoint / f"{DOWNSTREAM}.json", downstream_record(found["parts"]["fine_tuning"]))
-        card = write_model_card(checkpoint, model_name=title, data_sources=sources)
+            write_json(unpacked / f"{DOWNSTREAM}.json", downstream_record(found["parts"]["fine_tuning"]))
+        card = write_model_card(unpacked, model_name=title, data_sources=sources)
         path = Path(output, f"{title}.md")
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_aside(path) as aside:
             aside.write_bytes(card.read_bytes())
+        if checkpoint is not None:
+            partial = Path(f"{checkpoint}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(unpacked, partial)
+            partial.rename(checkpoint)
     return path
 
 

@@ -19,6 +19,8 @@ from screformer.benchmarks.checkpoint_parts import RECIPES, CheckpointOptions
 from screformer.benchmarks.fine_tuning_runs import do_runs
 from screformer.benchmarks.pretraining_report import summarize_pretraining
 from screformer.model_cards.downstream_section import downstream_paragraphs, downstream_verdicts
+from screformer.model_cards.publish import stage_checkpoint
+from screformer.model_cards.verify import check_files
 from screformer.tokenization import example_cells_path
 from screformer.tokenization.corpus_files import checksum
 from screformer.tokenization.gene2vec import GeneVectors
@@ -229,6 +231,19 @@ def test_the_card_says_what_was_seen_and_what_it_is_worth(brought_back, tmp_path
     assert str(brought_back.parent) not in text
     with pytest.raises(ValueError, match="name got 'a/b'"):
         write_checkpoint_card(brought_back, tmp_path, name="a/b")
+
+
+def test_what_was_brought_back_can_be_published(brought_back, tmp_path, capsys):
+    given = ["card", "--results", str(brought_back), "-o", str(tmp_path), "--checkpoint", str(tmp_path / "checkpoint")]
+    main(given)
+    assert "can be shared: screformer publish" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"error: checkpoint: .* is there; choose another folder"):
+        main(given)
+    stage_checkpoint(tmp_path / "checkpoint", tmp_path / "screformer-tiny")
+    assert not [problem for check in check_files(tmp_path / "screformer-tiny") for problem in check.problems]
+    told = (tmp_path / "screformer-tiny" / "README.md").read_text()
+    assert "Is the pretraining worth it?" in told
+    assert "| one.h5ad | h5ad | human | 28 |" in told
 
 
 def test_verdicts_follow_the_interval():

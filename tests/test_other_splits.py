@@ -105,7 +105,7 @@ def test_publish_gives_scores_on_other_splits_and_verify_compares_them(two_split
     assert own["seen_cells"] == {"num_seen": 0, "num_cells": 45, "is_complete": True}
     assert 0 < other["seen_cells"]["num_seen"] <= 45
     assert "None of the test cells was read" in card
-    assert "| cells.h5ad | h5ad | human | 180 | 180 | X | 20,125 | symbol, var\\_names |" in card
+    assert "| cells.h5ad | h5ad | human | 180 | 180 | X | 20,125 | symbol, var_names |" in card
     assert f"| donor: human3 | 45 | {other['accuracy']:.3f} |" in card
     assert f" | {other['seen_cells']['num_seen']} |\n\n- Split by donor (2): macro-F1" in card
     assert [problem for check in check_files(folder) for problem in check.problems] == []
