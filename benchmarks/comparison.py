@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -18,8 +19,16 @@ from screformer.benchmarks.comparison_statistics import BASELINE, paired_tests, 
 from screformer.benchmarks.comparison_tables import format_comparison
 from screformer.benchmarks.labelled_data import LabelledData
 from screformer.benchmarks.measuring import describe_device
-from screformer.benchmarks.protocol import Fold, Kind, make_folds, read_predictions, run_system, write_split_file
-from screformer.train.result_files import software_versions, write_json
+from screformer.benchmarks.protocol import (
+    Fold,
+    Kind,
+    make_folds,
+    read_predictions,
+    read_split_file,
+    run_system,
+    write_split_file,
+)
+from screformer.train.result_files import read_json, software_versions, write_json
 
 logger = logging.getLogger("screformer.benchmarks.comparison")
 Systems = Mapping[str, Callable[[], CellTypeSystem]]
@@ -45,10 +54,12 @@ def compare_systems(
     seeds: int = 1,
     command: str = "compare_systems",
     note: str | None = None,
+    split: str | Path | None = None,
 ) -> dict[str, Any]:  # Any: JSON
     """Run all systems on all folds with all seeds; write the split file, JSON, table and figure; return the JSON.
 
-    A system whose package is missing is left out, with the remedy in ``left_out`` and in the log.
+    A system whose package is missing, or that refuses the cells, is left out, with the reason in ``left_out`` and in
+    the log.
 
     Parameters
     ----------
@@ -68,14 +79,18 @@ def compare_systems(
         What the result file says that it was made by.
     note
         What else its readers should know, such as what ran beside.
+    split
+        Split file of this `kind` instead of folds of our own, see `read_split_file`.
 
     Raises
     ------
     ValueError
-        `seeds` is below 1, or as `make_folds`.
+        `seeds` is below 1, the split file is of other cells, or as `make_folds`.
     """
-    folds, stem = make_folds(data, kind, seed=SPLIT_SEED), Path(output, f"comparison-{data.name}-{kind}")
-    write_split_file(f"{stem}-split.json", data, folds, kind=kind, seed=SPLIT_SEED)
+    seed = SPLIT_SEED if split is None else read_json(split)["seed"]
+    folds = make_folds(data, kind, seed=seed) if split is None else read_split_file(split, data)
+    stem = Path(output, f"comparison-{data.name}-{kind}")
+    write_split_file(f"{stem}-split.json", data, folds, kind=kind, seed=seed)
     runs, left_out = run_systems(data, systems, folds, seeds=seeds, work=work)
     names = list(dict.fromkeys(run["system"] for run in runs))
     predictions = {
@@ -95,6 +110,7 @@ def compare_systems(
         "seeds": seeds,
         "is_weak": BASELINE in rows and rows[BASELINE]["accuracy"] > WEAK_ABOVE,
         **provenance(command),
+        "made_with": made_with(runs),
         "note": note,
         "systems": rows,
         "paired_tests": paired_tests(runs, predictions),
@@ -124,10 +140,26 @@ def provenance(command: str, *, use_cpu: bool = False) -> dict[str, Any]:  # Any
     }
 
 
+def made_with(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:  # Any: JSON
+    """Return each set of versions and device that runs were made with: they may be older than the page.
+
+    A row has ``versions``, ``device`` (None where a run did not record it), ``dates``, ascending, and ``num_runs``.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        device = run.get("device")
+        told = None if device is None else f"{device['name']}, {device['threads']} threads"
+        key = json.dumps([run["versions"], told], sort_keys=True)
+        row = found.setdefault(key, {"versions": run["versions"], "device": told, "dates": set(), "num_runs": 0})
+        row["dates"].add(run["date"])
+        row["num_runs"] += 1
+    return [row | {"dates": sorted(row["dates"])} for row in found.values()]
+
+
 def run_systems(
     data: LabelledData, systems: Systems, folds: Sequence[Fold], *, seeds: int, work: str | Path
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:  # Any: JSON
-    """Return the records of all runs, and name -> remedy of the systems whose package is missing.
+    """Return the records of all runs, and name -> reason of systems whose package is missing or that refuse the cells.
 
     Raises
     ------
@@ -146,7 +178,8 @@ def run_systems(
                     done += 1
                     logger.info("run %d of %d: %s on %s, seed %d", done, num_runs, name, fold.name, seed)
                     runs.append(run_system(make(), name, data, fold, seed=seed, work=work))
-        except ImportError as error:
+        except (ImportError, ValueError) as error:
+            done += len(folds) * seeds - sum(run["system"] == name for run in runs) - 1
             runs = [run for run in runs if run["system"] != name]
             left_out[name] = str(error)
             logger.warning("%s is left out: %s", name, error)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import binomtest, false_discovery_control, permutation_test
+from scipy.stats import t as student_t
 from sklearn.metrics import confusion_matrix
 
 from screformer.benchmarks.protocol import NO_LABEL, Predictions, has_probabilities, label_probabilities
@@ -29,9 +30,9 @@ def summarize_systems(runs: Sequence[Mapping[str, Any]], *, baseline: str = BASE
 
     Beside each of accuracy, macro_f1, balanced_accuracy, macro_auc and expected_calibration_error its ``_sd`` (over
     folds, seeds averaged) and ``_interval`` (95%, folds drawn anew 10,000 times; None for one fold);
-    ``less_baseline``, the mean difference of macro_f1 to `baseline` on the same folds, with its interval;
+    ``less_baseline``, the mean difference of macro_f1 to `baseline` on the same folds, see `difference_spread`;
     ``f1``, label -> mean over the runs that tested it; ``fit_seconds``, ``predict_seconds`` and ``rejected``, means;
-    ``peak_megabytes``, the most of any run; ``title`` and ``is_inductive``.
+    ``peak_megabytes``, the most of any run, None where it was not measured; ``title`` and ``is_inductive``.
     """
     by_system: dict[str, list[Mapping[str, Any]]] = {}
     for run in runs:
@@ -44,12 +45,13 @@ def summarize_systems(runs: Sequence[Mapping[str, Any]], *, baseline: str = BASE
             row |= spread(score, by_fold(own, folds, score))
         if name != baseline and baseline in by_system:
             ours, theirs = (by_fold(each, folds, "macro_f1") for each in (own, by_system[baseline]))
-            row["less_baseline"] = spread("macro_f1", ours - theirs)
+            row["less_baseline"] = difference_spread("macro_f1", ours - theirs)
         labels = sorted({label for run in own for label in run["f1"]})
         row["f1"] = {label: float(np.mean([run["f1"][label] for run in own if label in run["f1"]])) for label in labels}
         for key in ("fit_seconds", "predict_seconds", "rejected"):
             row[key] = float(np.mean([run[key] for run in own]))
-        row["peak_megabytes"] = max(run["peak_bytes"] for run in own) / MEGABYTE
+        peaks = [run["peak_bytes"] for run in own]
+        row["peak_megabytes"] = None if None in peaks else max(peaks) / MEGABYTE
         found[name] = row
     return dict(sorted(found.items(), key=lambda pair: -pair[1]["macro_f1"]))
 
@@ -72,6 +74,33 @@ def spread(name: str, values: FloatArray) -> Json:
         f"{name}_sd": float(known.std(ddof=1)) if several else None,
         f"{name}_interval": [float(end) for end in np.quantile(draws, [0.025, 0.975])] if several else None,
     }
+
+
+def difference_spread(name: str, values: FloatArray) -> Json:
+    """Return `spread` of paired differences, with Student's interval over folds.
+
+    Of four or five folds drawn anew a percentile interval leaves out 0 too often: in about one of six cases where there
+    is no difference.
+    """
+    found = spread(name, values)
+    deviation = found[f"{name}_sd"]
+    if deviation is not None:
+        number = int((~np.isnan(values)).sum())
+        half = float(student_t.ppf(0.975, number - 1)) * deviation / number**0.5
+        found[f"{name}_interval"] = [found[name] - half, found[name] + half]
+    return found
+
+
+def pooled_macro_f1(row: Mapping[str, Any]) -> float:
+    """Return the macro-F1 of the test cells of all folds together, of a system's row with its confusion matrix.
+
+    A type that has one cell in a fold is worth as much in that fold's macro-F1 as any other; here it is not.
+    """
+    matrix = np.array(row["confusion_matrix"], dtype=np.int64)
+    known = np.array([name != NO_LABEL for name in row["label_names"]])
+    sums = matrix.sum(axis=0) + matrix.sum(axis=1)
+    f1 = 2 * np.diag(matrix) / np.maximum(sums, 1)
+    return float(f1[known & (sums > 0)].mean())
 
 
 def paired_tests(runs: Sequence[Mapping[str, Any]], predictions: Mapping[str, Sequence[Predictions]]) -> list[Json]:

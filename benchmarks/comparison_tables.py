@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from screformer.benchmarks.comparison_statistics import BASELINE
+from screformer.benchmarks.comparison_statistics import BASELINE, pooled_macro_f1
 from screformer.model_cards.markdown import table
 
 Results = Mapping[str, Any]
@@ -33,10 +33,23 @@ def format_comparison(results: Results) -> str:
 def provenance_sentence(results: Results) -> str:
     """Return when, how and on how much it was measured, and what the table's numbers are."""
     return (
-        f"{measured_sentence(results)} SD over folds; intervals (95%) by drawing folds anew. Seconds and memory of one "
-        "run on a CPU, memory beyond the data, Seurat's without R. Systems with * are not inductive: a cell's label "
-        f"depends on which others are named with it.{' ' + results['note'] if results.get('note') else ''}"
+        f"{measured_sentence(results)} Means and SD over folds; intervals (95%) of differences by Student's t over "
+        "folds. Macro-F1 of all cells is that of the test cells of all folds together: a type with one cell in a fold "
+        "weighs like any other in that fold's. Seconds and memory of one run; memory is that of the CPU beyond the "
+        "data, Seurat's without R. Systems with * are not inductive: a cell's label depends on which others are named "
+        f"with it.{_made_with(results.get('made_with', []))}{' ' + results['note'] if results.get('note') else ''}"
     )
+
+
+def _made_with(groups: Sequence[Mapping[str, Any]]) -> str:
+    """Return when and with what the single runs were made, which may be older than the page."""
+    told = [
+        f"{one['num_runs']} of {' to '.join(dict.fromkeys((one['dates'][0], one['dates'][-1])))}, screformer "
+        f"{one['versions']['screformer']}, torch {one['versions']['torch']}"
+        + (f", {one['device']}" if one["device"] else "")
+        for one in groups
+    ]
+    return f" Runs: {'; '.join(told)}." if told else ""
 
 
 def measured_sentence(results: Results) -> str:
@@ -57,8 +70,8 @@ def systems_table(results: Results) -> str:
 def systems_rows(results: Results) -> Rows:
     """Return columns and a row a system: scores, spreads, difference to logistic regression, calibration, cost."""
     header = [
-        "system", "accuracy", "macro-F1", "SD", "macro-F1 less logistic regression", "macro-AUC", "calibration error",
-        "fit s", "predict s", "MB",
+        "system", "accuracy", "macro-F1", "SD", "macro-F1 less logistic regression", "macro-F1, all cells", "macro-AUC",
+        "calibration error", "fit s", "predict s", "MB",
     ]  # fmt: skip
     rows = [
         [
@@ -67,11 +80,12 @@ def systems_rows(results: Results) -> Rows:
             number(row["macro_f1"]),
             number(row["macro_f1_sd"]),
             difference(row.get("less_baseline")),
+            number(pooled_macro_f1(row)),
             number(row["macro_auc"]),
             number(row["expected_calibration_error"]),
             f"{row['fit_seconds']:.1f}",
             f"{row['predict_seconds']:.1f}",
-            f"{row['peak_megabytes']:.0f}",
+            "-" if row["peak_megabytes"] is None else f"{row['peak_megabytes']:.0f}",
         ]
         for row in results["systems"].values()
     ]

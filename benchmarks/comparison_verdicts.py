@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from screformer.benchmarks.comparison_statistics import BASELINE, OURS, by_fold, spread
+from screformer.benchmarks.comparison_statistics import BASELINE, OURS, by_fold, difference_spread
 from screformer.benchmarks.comparison_tables import WEAK_SENTENCE
 from screformer.model_cards.page_blocks import Outcome, Style
 
 Results = Mapping[str, Any]  # Any: JSON
 Verdict = Literal["beats", "loses to", "ties with", "no claim"]
-# Fewer folds and fewer seeds than this say nothing for certain: of four folds that agree by chance, p is .125.
+# Fewer folds than this say nothing for certain: of four folds that agree by chance, p is .125. Seeds are no folds: the
+# test cells are the same.
 ENOUGH = 5
 STYLES: dict[Verdict, Style] = {"beats": "wins", "loses to": "loses", "ties with": "even", "no claim": "even"}
 
@@ -26,9 +27,9 @@ class PairOfSystems(NamedTuple):
     difference
         Mean of first less second over folds, macro-F1.
     interval
-        Of that, 95%; None for one fold.
+        Of that, 95%, see `difference_spread`; None for one fold.
     verdict
-        By the interval: "ties with" where it contains 0; "no claim" where there are too few folds and seeds.
+        By the interval: "ties with" where it contains 0; "no claim" where there are too few folds.
     """
 
     first: str
@@ -45,11 +46,11 @@ def compare_pair(results: Results, first: str, second: str) -> PairOfSystems:
         by_fold([run for run in results["runs"] if run["system"] == name], folds, "macro_f1")
         for name in (first, second)
     ]
-    found = spread("macro_f1", scores[0] - scores[1])
+    found = difference_spread("macro_f1", scores[0] - scores[1])
     ends = found["macro_f1_interval"]
     interval = None if ends is None else (float(ends[0]), float(ends[1]))
-    is_enough = results["num_folds"] >= ENOUGH or results["seeds"] >= ENOUGH
-    return PairOfSystems(first, second, float(found["macro_f1"]), interval, _verdict(interval, is_enough=is_enough))
+    verdict = _verdict(interval, is_enough=results["num_folds"] >= ENOUGH)
+    return PairOfSystems(first, second, float(found["macro_f1"]), interval, verdict)
 
 
 def _verdict(interval: tuple[float, float] | None, *, is_enough: bool) -> Verdict:
@@ -106,10 +107,8 @@ def _macro_f1_sentence(results: Results, pair: PairOfSystems) -> str:
         return f"{first} ties with {second}: {amount} contains 0, so no difference is claimed."
     if pair.verdict == "no claim":
         way = "ahead of" if pair.difference > 0 else "behind"
-        counts = f"{_counted(results['num_folds'], 'fold')} and {_counted(results['seeds'], 'seed')}"
-        return (
-            f"{first} is {way} {second} ({amount}), but {counts} are too few to claim it ({ENOUGH} of one are needed)."
-        )
+        counts = _counted(results["num_folds"], "fold")
+        return f"{first} is {way} {second} ({amount}), but {counts} are too few to claim it ({ENOUGH} are needed)."
     return f"{first} {pair.verdict} {second}: {amount}."
 
 
@@ -126,7 +125,7 @@ def tally_sentence(comparisons: Sequence[Results]) -> str:
         counts = {verdict: sum(pair.verdict == verdict for pair in chosen) for verdict in STYLES}
         told.append(
             f"beside {title} it wins {counts['beats']}, ties {counts['ties with']} and loses {counts['loses to']}"
-            + (f", and {counts['no claim']} without a claim, for want of folds and seeds" if counts["no claim"] else "")
+            + (f", and {counts['no claim']} without a claim, for want of folds" if counts["no claim"] else "")
         )
     return f"scReformer-BERT is in {_counted(len(of_ours), 'comparison')}, weak sets not counted: {'; '.join(told)}."
 

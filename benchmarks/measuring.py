@@ -39,6 +39,7 @@ PLACE = ("series", "step", "batch_size", "length", "num_layers")  # what tells r
 GIGABYTE, MEGABYTE = 10**9, 10**6
 FIT_FROM, FIT_TO = 4 * 1024, 64 * 1024
 CLEAR_PEAK = "5"  # proc(5): sets VmHWM back to what is resident now
+CLEAR_REFS = Path("/proc/self/clear_refs")
 WARM_UP_CHUNKS = 4
 
 
@@ -142,6 +143,11 @@ def seconds_of(call: Callable[[], None], *, device: str = "cpu") -> float:
     return begin.elapsed_time(end) / 1000
 
 
+def can_measure_memory() -> bool:
+    """Return whether the system tells the peak of this process's memory."""
+    return CLEAR_REFS.exists()
+
+
 def peak_memory(call: Callable[[], None], *, device: str = "cpu") -> int:
     """Return the bytes that a call needs at its highest above what was there before; see the module's text.
 
@@ -155,11 +161,10 @@ def peak_memory(call: Callable[[], None], *, device: str = "cpu") -> int:
         call()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    clear_refs = Path("/proc/self/clear_refs")
-    if not clear_refs.exists():
-        raise OSError(f"peak memory on the CPU needs Linux, which has {clear_refs}; this is {sys.platform}.")
+    if not can_measure_memory():
+        raise OSError(f"peak memory on the CPU needs Linux, which has {CLEAR_REFS}; this is {sys.platform}.")
     give_back_freed_memory()
-    clear_refs.write_text(CLEAR_PEAK)
+    CLEAR_REFS.write_text(CLEAR_PEAK)
     before = status_bytes("VmRSS")
     call()
     return status_bytes("VmHWM") - before

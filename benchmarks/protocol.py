@@ -17,11 +17,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
 from sklearn.metrics import confusion_matrix, f1_score, roc_auc_score
 
 from screformer.benchmarks.cell_type_systems import CellTypeSystem, NamedCells
 from screformer.benchmarks.labelled_data import LabelledData
-from screformer.benchmarks.measuring import peak_memory
+from screformer.benchmarks.measuring import can_measure_memory, describe_device, peak_memory
 from screformer.train.metrics import cell_type_scores, expected_calibration_error
 from screformer.train.result_files import read_json, software_versions, write_json, written_aside
 from screformer.train.splits import Split, cross_validation_folds, split_cells
@@ -138,9 +139,10 @@ def run_system(
     The record has ``system``, ``title``, ``is_inductive``, ``settings`` (what the system was made with or has chosen:
     its public attributes that are plain values), ``data``, ``fold``, ``seed``, ``num_cells`` of each part, the scores
     of `score_named_cells`, ``fit_seconds``, ``predict_seconds``, ``peak_bytes`` (resident memory beyond what there was
-    before, both together), ``cells_sha256`` (of names and labels), ``date`` and ``versions``. Beside it
-    lies what was said of each test cell, see `read_predictions`. Training cells are those of the parts train and
-    validation, which systems split by themselves if they need to; so all have the same.
+    before, both together; None where the operating system does not tell), ``cells_sha256`` (see `hash_cells`),
+    ``date``, ``versions`` and ``device``. Beside it lies what was said of each test cell, see `read_predictions`.
+    Training cells are those of the parts train and validation, which systems split by themselves if they need to; so
+    all have the same.
 
     Parameters
     ----------
@@ -158,7 +160,7 @@ def run_system(
     path = Path(work) / f"{_run_name(data.name, fold.name, name, seed)}.json"
     train = np.sort(np.concatenate([fold.cells.train, fold.cells.validation]))
     test = fold.cells.test
-    cells_hash = _hash_cells(data, train, test)
+    cells_hash = hash_cells(data, train, test)
     if path.exists():
         stored: dict[str, Any] = read_json(path)
         if stored.get("cells_sha256") == cells_hash and _has_settings(stored, system):
@@ -176,7 +178,11 @@ def run_system(
         named.append(system.predict(data.adata[test].copy()))
         seconds["predict_seconds"] = time.perf_counter() - begin
 
-    peak = peak_memory(fit_and_predict)
+    peak = None
+    if can_measure_memory():
+        peak = peak_memory(fit_and_predict)
+    else:
+        fit_and_predict()
     truth = data.labels[test].tolist()
     record = {
         "system": name,
@@ -193,6 +199,7 @@ def run_system(
         "peak_bytes": peak,
         "date": date.today().isoformat(),
         "versions": software_versions(),
+        "device": describe_device("cpu"),
     }
     _write_predictions(path.with_suffix(".npz"), named[0], truth, [str(cell) for cell in data.adata.obs_names[test]])
     write_json(path, record)  # last: where it is, the run is complete
@@ -200,9 +207,17 @@ def run_system(
     return record
 
 
-def _hash_cells(data: LabelledData, *parts: npt.NDArray[np.int64]) -> str:
+def hash_cells(data: LabelledData, *parts: npt.NDArray[np.int64]) -> str:
+    """Return the checksum of the cells of some parts: names, labels, genes and counts."""
     names = np.asarray(data.adata.obs_names, dtype=np.str_)
-    return _hash_names([text for rows in parts for text in ("|", *names[rows].tolist(), *data.labels[rows].tolist())])
+    texts = [text for rows in parts for text in ("|", *names[rows].tolist(), *data.labels[rows].tolist())]
+    found = hashlib.sha256(_hash_names([*texts, "|", *data.adata.var_names]).encode())
+    for rows in parts:
+        counts = sparse.csr_matrix(data.adata.X[rows])
+        counts.sum_duplicates()
+        for values, kind in ((counts.indptr, np.int64), (counts.indices, np.int64), (counts.data, np.float64)):
+            found.update(np.ascontiguousarray(values, dtype=kind).data)
+    return found.hexdigest()
 
 
 def _has_settings(stored: Mapping[str, Any], system: CellTypeSystem) -> bool:
@@ -265,7 +280,8 @@ def _plain_attributes(system: CellTypeSystem) -> dict[str, Any]:  # Any: JSON
 def score_named_cells(named: NamedCells, truth: Sequence[str]) -> dict[str, Any]:  # Any: JSON
     """Return accuracy, macro_f1, balanced_accuracy, macro_auc, f1 of each label, and the confusion matrix.
 
-    Cells without a label are wrong, and ``rejected`` is their share. ``macro_auc`` is the mean over labels, one against
+    Cells without a label are wrong, and ``rejected`` is their share; to have none is not a class, of which macro_f1
+    would have to know the F1. ``macro_auc`` is the mean over labels, one against
     the rest, of those that the system has scores for and that some test cells have and some have not; None without
     scores. ``expected_calibration_error`` is None unless the scores are probabilities (rows sum to 1); the label of a
     cell then has the probability of its class, or 0 if there is none.
@@ -282,6 +298,7 @@ def score_named_cells(named: NamedCells, truth: Sequence[str]) -> dict[str, Any]
     ids = {label: number for number, label in enumerate(names)}
     ours, true = (np.array([ids[label] for label in labels], dtype=np.int64) for labels in (given, truth))
     f1 = f1_score(true, ours, average=None, labels=np.arange(len(names)), zero_division=0)
+    classes = [ids[label] for label in names if label != NO_LABEL]
     areas = []
     if named.scores is not None:
         for column, label in enumerate(named.classes):
@@ -290,6 +307,7 @@ def score_named_cells(named: NamedCells, truth: Sequence[str]) -> dict[str, Any]
                 areas.append(float(roc_auc_score(is_label, named.scores[:, column])))
     return {
         **cell_type_scores(ours, true),
+        "macro_f1": float(f1[classes].mean()),
         "macro_auc": float(np.mean(areas)) if areas else None,
         "expected_calibration_error": _calibration_error(named, truth),
         "f1": {label: float(f1[ids[label]]) for label in sorted(set(truth))},

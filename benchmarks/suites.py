@@ -14,7 +14,7 @@ from screformer.benchmarks.few_labels import compare_with_few_labels
 from screformer.benchmarks.known_systems import SYSTEMS
 from screformer.benchmarks.labelled_data import LabelledData, join_labelled_data, read_labelled_data
 from screformer.benchmarks.marker_tables import MarkerTable
-from screformer.benchmarks.protocol import Kind
+from screformer.benchmarks.protocol import KINDS, Kind
 from screformer.benchmarks.system_ours import ScReformerSystem
 from screformer.benchmarks.system_sccatch import ScCatchOfTable
 from screformer.tokenization.example_cells import example_cells_path
@@ -66,6 +66,8 @@ def run_suite(
     systems: Sequence[str] = (),
     label_map: str | Path | None = None,
     few_labels: Sequence[int] = (),
+    kinds: Sequence[str] = (),
+    splits: Sequence[str | Path] = (),
     marker_table: str | None = None,
     marker_types: str | Path | None = None,
     seeds: int = 1,
@@ -91,6 +93,10 @@ def run_suite(
         in it, or stand for "unmapped", are left out. Files that it does not name keep their labels.
     few_labels
         Also train on at most so many cells of each type; see `compare_with_few_labels`.
+    kinds
+        Of folds, see `make_folds`, instead of the suite's.
+    splits
+        Split files, as each comparison writes one: those cells are then split so, and no other way.
     marker_table
         ``FILE[:TISSUE,TISSUE]``, a csv file with the columns of CellMatch, for ``sccatch_cellmatch``; without it that
         system is left out.
@@ -102,8 +108,8 @@ def run_suite(
     Raises
     ------
     ValueError
-        A name is unknown, a marker table or its types are named for nothing, or files are named for the small suite,
-        none for the full one or fewer than two for that across files.
+        A name or kind is unknown, a marker table, its types or a split file are for nothing, two files have one name,
+        or files are named for the small suite, none for the full one or fewer than two for that across files.
     """
     chosen = known_systems(systems or (_of_small_suite() if suite == "small" else ()))
     if marker_table is not None and OF_TABLE in chosen:
@@ -113,29 +119,60 @@ def run_suite(
             f"marker_table={marker_table!r} and marker_types={marker_types!r} belong together and to {OF_TABLE!r}; the "
             f"systems are {list(chosen)}"
         )
+    unknown = sorted(set(kinds) - set(KINDS))
+    if unknown:
+        raise ValueError(f"kinds got {unknown}; there are {', '.join(KINDS)}")
     least = {"small": 0, "full": 1, "across": 2}[suite]
     if len(cells) < least or (suite == "small" and cells):
         wanted = "none: its cells are packaged" if suite == "small" else f"at least {least}: give --cells for each"
         raise ValueError(f"suite={suite!r} got the files {list(cells)}; it takes {wanted}")
     maps: Mapping[str, Mapping[str, str]] = read_json(label_map) if label_map is not None else {}
     named = [CellsToCompareOn.parse(text) for text in cells]
-    comparisons: list[tuple[LabelledData, Kind]] = []
     if suite == "across":
-        comparisons.append((join_labelled_data([_read(one, maps) for one in named]), "leave_one_group_out"))
+        every = [join_labelled_data([_read(one, maps) for one in named])]
     else:
-        for one in (CellsToCompareOn(str(example_cells_path()), group_column="donor"), *named):
-            data = _read(one, maps)
-            if data.groups is not None:
-                comparisons.append((data, "leave_one_group_out"))
-            if data.groups is None or suite == "full":
-                comparisons.append((data, "five_fold"))
+        files = [CellsToCompareOn(str(example_cells_path()), group_column="donor"), *named]
+        _check_names([Path(one.path).stem for one in files])
+        every = [_read(one, maps) for one in files]
+    split_of = _splits_by_name(splits, [data.name for data in every])
     results = []
-    for data, kind in comparisons:
-        where: Any = {"kind": kind, "output": output, "work": work, "seeds": seeds, "command": command}
-        results.append(compare_systems(data, chosen, note=note, **where))
-        if few_labels and (data.groups is None or kind == "leave_one_group_out"):
-            compare_with_few_labels(data, chosen, few_labels, **where)
+    for data in every:
+        for kind, split in _folds_of(data, suite, kinds, split_of.get(data.name)):
+            where: Any = {"kind": kind, "output": output, "work": work, "seeds": seeds, "command": command}
+            results.append(compare_systems(data, chosen, note=note, split=split, **where))
+            if few_labels and split is None and (data.groups is None or kind == "leave_one_group_out"):
+                compare_with_few_labels(data, chosen, few_labels, **where)
     return results
+
+
+def _check_names(names: Sequence[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(
+            f"cells: several files are called {', '.join(twice)}, and results are kept by name; rename one (the "
+            f"packaged cells are {example_cells_path().stem})"
+        )
+
+
+def _splits_by_name(splits: Sequence[str | Path], names: Sequence[str]) -> dict[str, str | Path]:
+    found = {read_json(path)["data"]: path for path in splits}
+    unknown = sorted(set(found) - set(names))
+    if unknown:
+        raise ValueError(f"splits are of {unknown}; the cells are {', '.join(names)}")
+    return found
+
+
+def _folds_of(
+    data: LabelledData, suite: Suite, kinds: Sequence[str], split: str | Path | None
+) -> list[tuple[Kind, str | Path | None]]:
+    if split is not None:
+        return [(read_json(split)["kind"], split)]
+    if kinds:
+        return [(kind, None) for kind in KINDS if kind in kinds]
+    own: list[Kind] = [] if data.groups is None else ["leave_one_group_out"]
+    if data.groups is None or suite == "full":
+        own.append("five_fold")
+    return [(kind, None) for kind in own]
 
 
 def _of_small_suite() -> list[str]:

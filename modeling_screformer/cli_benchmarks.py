@@ -29,6 +29,15 @@ def benchmark_suite(
     few_labels: Annotated[
         list[int] | None, typer.Option(help="Train on so many cells of each type, too. Give it once for each.")
     ] = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Folds instead of the suite's: random (60/20/20), five_fold, leave_one_group_out. Once for each."
+        ),
+    ] = None,
+    split: Annotated[
+        list[Path] | None, typer.Option(help="Split file of one of the data sets, instead of folds. Once for each.")
+    ] = None,
     marker_table: Annotated[
         str | None, typer.Option(help="FILE[:TISSUE,TISSUE], csv like CellMatch, for the system sccatch_cellmatch.")
     ] = None,
@@ -60,6 +69,7 @@ def benchmark_suite(
     chosen: Literal["small", "full", "across"] = suite
     given = [f" --cells {Path(one).name}" for one in cells or ()] + [f" --system {name}" for name in system or ()]
     given += [f" --few-labels {number}" for number in few_labels or ()]
+    given += [f" --kind {one}" for one in kind or ()] + [f" --split {one.name}" for one in split or ()]
     given += [f" --label-map {label_map.name}"] if label_map else []
     given += [f" --marker-table {Path(marker_table).name}"] if marker_table else []
     given += [f" --marker-types {marker_types.name}"] if marker_types else []
@@ -71,6 +81,8 @@ def benchmark_suite(
             systems=system or (),
             label_map=label_map,
             few_labels=few_labels or (),
+            kinds=kind or (),
+            splits=split or (),
             marker_table=marker_table,
             marker_types=marker_types,
             seeds=seeds,

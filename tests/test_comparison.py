@@ -1,16 +1,26 @@
 """The table of a comparison: its arithmetic, and what is left out."""
 
 import json
+import re
 from importlib.metadata import version
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
+from sklearn.metrics import f1_score
 from small_corpus import make_cells
 from test_protocol import Nearest
 
 from screformer.benchmarks.cell_type_systems import NamedCells
 from screformer.benchmarks.comparison import compare_systems
-from screformer.benchmarks.comparison_statistics import paired_tests, pool_cells, summarize_systems
+from screformer.benchmarks.comparison_statistics import (
+    difference_spread,
+    paired_tests,
+    pool_cells,
+    pooled_macro_f1,
+    spread,
+    summarize_systems,
+)
 from screformer.benchmarks.few_labels import compare_with_few_labels
 from screformer.benchmarks.labelled_data import read_labelled_data
 from screformer.benchmarks.protocol import Predictions
@@ -21,6 +31,15 @@ class Missing(Nearest):
 
     def fit(self, adata, labels, *, groups=None, seed=0):
         raise ImportError("nowhere is not installed: pip install nowhere")
+
+
+class Particular(Nearest):
+    title = "particular"
+
+    def fit(self, adata, labels, *, groups=None, seed=0):
+        if groups is not None and "d1" not in groups:
+            raise ValueError("each of labels needs at least 2 cells")
+        super().fit(adata, labels, groups=groups, seed=seed)
 
 
 def run_of(system, fold, macro_f1, *, seed=0, auc=None):
@@ -35,7 +54,7 @@ def test_systems_run_on_all_folds_and_missing_ones_are_named(tmp_path):
     data = read_labelled_data(tmp_path / "cells.h5ad", group_column="donor")
     results = compare_systems(
         data,
-        {"logistic_regression": Nearest, "nearest": Nearest, "missing": Missing},
+        {"logistic_regression": Nearest, "particular": Particular, "nearest": Nearest, "missing": Missing},
         kind="leave_one_group_out",
         output=tmp_path / "out",
         work=tmp_path / "work",
@@ -43,12 +62,16 @@ def test_systems_run_on_all_folds_and_missing_ones_are_named(tmp_path):
         note="Another program ran beside it.",
     )
     assert len(results["runs"]) == 2 * 4 * 2
-    assert list(results["left_out"]) == ["missing"]
+    assert list(results["left_out"]) == ["particular", "missing"]
+    assert results["left_out"]["particular"] == "each of labels needs at least 2 cells"
+    (made,) = results["made_with"]
+    assert (made["num_runs"], made["dates"]) == (16, [results["date"]])
+    assert made["versions"]["screformer"] == version("screformer")
     assert results["versions"]["networkx"] == version("networkx")
     assert results["systems"]["nearest"]["less_baseline"]["macro_f1"] == 0
     assert json.loads((tmp_path / "out" / "comparison-cells-leave_one_group_out.json").read_text()) == results
     text = (tmp_path / "out" / "comparison-cells-leave_one_group_out.md").read_text()
-    assert "are named with it. Another program ran beside it." in text
+    assert re.search(r"Runs: 16 of .* threads\. Another program ran beside it\.", text)
     assert "**Weak set**" in text
     assert "Left out: missing (nowhere is not installed: pip install nowhere" in text
     assert "4 folds, 2 seeds" in text
@@ -75,6 +98,38 @@ def test_seeds_are_averaged_within_folds_and_differences_are_paired():
     assert "less_baseline" not in found["logistic_regression"]
     assert ours["macro_auc"] == 0.9  # of the fold where it is known
     assert ours["peak_megabytes"] == 2
+
+
+def test_the_interval_of_differences_is_students():
+    values = np.array([0.041, 0.003, 0.021, -0.010, 0.021, np.nan])
+    known = values[:5]
+    found = difference_spread("macro_f1", values)
+    expected = ttest_1samp(known, 0).confidence_interval()
+    assert found["macro_f1_interval"] == pytest.approx([expected.low, expected.high])
+    assert found["macro_f1_interval"][0] < 0 < spread("macro_f1", values)["macro_f1_interval"][0]
+    assert difference_spread("macro_f1", values[:1])["macro_f1_interval"] is None
+
+
+def test_differences_of_nothing_are_claimed_in_one_of_twenty_cases():
+    draws = np.random.default_rng(0).normal(size=(2000, 5))
+    by = {"student": difference_spread, "percentile": spread}
+    outside = {
+        name: np.mean([not low <= 0 <= high for low, high in (of("d", row)["d_interval"] for row in draws[:300])])
+        for name, of in by.items()
+    }
+    assert outside["student"] == pytest.approx(0.05, abs=0.03)
+    assert outside["percentile"] > 0.1
+
+
+def test_a_type_with_one_cell_in_a_fold_weighs_as_one_cell_in_all_of_them():
+    folds = [
+        said([f"{fold}{cell}" for cell in range(5)], ["a", "a", "a", "a", "b"], ["a", "a", "a", "a", label])
+        for fold, label in enumerate(("a", "b", "b", ""))
+    ]
+    truth = [label for fold in folds for label in fold.truth]
+    given = [label for fold in folds for label in fold.named.labels]
+    expected = f1_score(truth, given, labels=["a", "b"], average="macro")
+    assert pooled_macro_f1(pool_cells(folds)) == pytest.approx(expected)
 
 
 def test_one_fold_has_no_interval():

@@ -58,6 +58,35 @@ def test_the_full_suite_takes_files_too(tmp_path):
             run_suite(suite, cells=cells, **where)
 
 
+def test_other_folds_and_split_files_are_taken(tmp_path):
+    where = ["--output", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+    done = CliRunner().invoke(app, ["benchmark", "--suite", "small", "--kind", "random", *where])
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "out" / "comparison-cells-random.json").read_text())
+    assert (found["kind"], found["num_folds"]) == ("random", 1)
+    assert found["command"] == "screformer benchmark --suite small --kind random --seeds 1"
+    assert found["runs"][0]["num_cells"] == {"train": 96, "test": 24}
+    split = json.loads((tmp_path / "out" / "comparison-cells-random-split.json").read_text())
+    fold = split["folds"][0]
+    fold["train"], fold["test"] = fold["train"] + fold["test"][10:], fold["test"][:10]
+    (tmp_path / "mine.json").write_text(json.dumps(split | {"seed": 7}))
+    (result,) = run_suite("small", splits=[tmp_path / "mine.json"], output=tmp_path / "mine", work=tmp_path / "work")
+    assert (result["kind"], result["runs"][0]["num_cells"]["test"]) == ("random", 10)
+    kept = json.loads((tmp_path / "mine" / "comparison-cells-random-split.json").read_text())
+    assert (kept["folds"], kept["seed"]) == (split["folds"], 7)
+    (tmp_path / "mine.json").write_text(json.dumps(split | {"data": "others"}))
+    with pytest.raises(ValueError, match=r"splits are of \['others'\]; the cells are cells"):
+        run_suite("small", splits=[tmp_path / "mine.json"], output=tmp_path, work=tmp_path)
+
+
+def test_two_files_of_one_name_are_refused(tmp_path):
+    (tmp_path / "other").mkdir()
+    make_cells(60, seed=1).write_h5ad(tmp_path / "other" / "cells.h5ad")
+    with pytest.raises(ValueError, match=r"several files are called cells, and results are kept by name; rename one"):
+        run_suite("full", cells=[str(tmp_path / "other" / "cells.h5ad")], output=tmp_path / "out", work=tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_marker_table_is_for_the_system_that_needs_one(tmp_path, monkeypatch):
     systems = {"logistic_regression": Nearest, OF_TABLE: ScCatchOfTable}
     monkeypatch.setattr(suites, "SYSTEMS", systems)
