@@ -120,7 +120,10 @@ def format_fine_tuning(results: Mapping[str, Any]) -> str:
     """Return the tables as Markdown."""
     lines = [f"# {results['question']}", ""]
     about = "Trained on two donors, tested on the others" if results["is_trial"] else "Each group held out in turn"
-    about = f"{about}; labels with fewer than ten cells are left out. Made by `{results['command']}`."
+    about = (
+        f"{about}; labels with fewer than ten cells are left out. Intervals are between seeds alone, on the same "
+        f"folds: they do not say what other donors or cells would give. Made by `{results['command']}`."
+    )
     lines += [f"{results['date']}. {about}", "", results["selection"], ""]
     for task, systems in results["tasks"].items():
         lines += [f"## {task}", ""]

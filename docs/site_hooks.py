@@ -30,7 +30,7 @@ COMMANDS_MARK = "<!-- commands -->"
 RESULT_MARK = re.compile(r"<!-- result: (?P<file>\S+?)(?: \| (?P<heading>.+?))? -->")
 LINK = re.compile(r"\]\((?P<path>\.\.?/[^)#\s]+)(?P<anchor>#[^)\s]*)?\)")
 PACKAGE_FOLDER = re.compile(r'^"(screformer[\w.]*)" = "(\w+)"$', re.MULTILINE)  # in pyproject.toml
-LANGUAGES = {".py": "python", ".yaml": "yaml", ".json": "json"}
+LANGUAGES = {".py": "python", ".yaml": "yaml", ".json": "json", ".md": "markdown"}
 HELP_COLUMNS = "100"
 
 _package_folders: list[Path] = []
@@ -117,7 +117,8 @@ def _link_package() -> Path:
 def _linked_sources(page: Path) -> Iterator[Path]:
     for found in LINK.finditer(page.read_text(encoding="utf-8")):
         target = (page.parent / found["path"]).resolve()
-        if target.suffix in LANGUAGES and target.is_relative_to(ROOT) and target.is_file():
+        is_page = any(target.is_relative_to(folder) for folder in (ROOT / "docs", RESULTS))
+        if target.suffix in LANGUAGES and target.is_relative_to(ROOT) and target.is_file() and not is_page:
             yield target
 
 

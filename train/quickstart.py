@@ -332,7 +332,8 @@ def _next_commands(folder: Path) -> list[NextCommand]:
         ),
         NextCommand(
             "Fine-tune on your labels",
-            f"screformer finetune --corpus corpus --checkpoint {folder / 'pretrained'} --output_dir finetuned",
+            f"screformer finetune finetune-small --corpus corpus --checkpoint {folder / 'pretrained'} "
+            "--group_column donor --test_groups DONOR --output_dir finetuned",
         ),
     ]
 
