@@ -10,7 +10,7 @@ from screformer.model_cards.markdown import plain, table
 
 Json = Mapping[str, Any]
 DOWNSTREAM = "downstream"  # .json beside a checkpoint
-MIN_RUNS = 5  # folds times seeds, for a claim
+MIN_FOLDS = 5  # for a claim
 SCORES = {"accuracy": "Accuracy", "macro_f1": "Macro-F1"}
 REGRESSION = "logistic_regression"
 
@@ -53,12 +53,14 @@ def _is_macro_f1(row: Json) -> bool:
 
 
 def _verdict(first: str, second: str, row: Json) -> str:
-    low, high = row["interval_95"]
-    figures = f"macro-F1 {row['mean']:+.3f}, 95% interval {low:+.3f} to {high:+.3f}"
-    number = row["num_donors"] * row["num_seeds"]
     runs = f"{row['num_donors']} folds, {row['num_seeds']} seed{'s' if row['num_seeds'] > 1 else ''}"
-    if number < MIN_RUNS:
-        return f"{first} beside {second}: {figures}; {runs} are too few for a claim."
+    figures = f"macro-F1 {row['mean']:+.3f}"
+    if row["interval_95"] is None:
+        return f"{first} beside {second}: {figures}; one fold is too few for a claim."
+    low, high = row["interval_95"]
+    figures += f", 95% interval {low:+.3f} to {high:+.3f}"
+    if row["num_donors"] < MIN_FOLDS and (low > 0 or high < 0):
+        return f"{first} beside {second}: {figures}; {runs}, and {MIN_FOLDS} folds are needed for a claim."
     if low > 0 or high < 0:
         return f"{first} {'beats' if low > 0 else 'loses to'} {second}: {figures} ({runs})."
     return f"{first} ties with {second}: {figures} contains 0, so no difference is claimed ({runs})."

@@ -162,7 +162,7 @@ def test_every_fold_has_its_twin_and_its_regression(brought_back):
         "## Pretraining",
         "of 0.02 that were asked for",
         "Of the masked genes of held-out cells",
-        "2 folds, 1 seed are too few for a claim",
+        "2 folds, 1 seed",
     ):
         assert words in text
     assert str(brought_back.parent) not in text + (brought_back / "results.json").read_text()
@@ -253,9 +253,10 @@ def test_verdicts_follow_the_interval():
 
     titles = {"logistic_regression": "Regression", "ours": "Ours", "twin": "Twin"}
     for less, words in ((0.1, "Ours beats Twin"), (-0.1, "Ours loses to Twin"), (0.0, "Ours ties with Twin")):
-        runs = [run("logistic_regression", 0, a=0.5, b=0.5, c=0.5)]
-        runs += [run("ours", seed, a=0.7, b=0.8, c=0.6) for seed in range(2)]
-        runs += [run("twin", seed, a=0.7 - less, b=0.8 - less, c=0.6 - less) for seed in range(2)]
+        ours = dict(zip("abcde", (0.7, 0.8, 0.6, 0.65, 0.75), strict=True))
+        runs = [run("logistic_regression", 0, **dict.fromkeys("abcde", 0.5))]
+        runs += [run("ours", seed, **ours) for seed in range(2)]
+        runs += [run("twin", seed, **{fold: score - less for fold, score in ours.items()}) for seed in range(2)]
         compared = [("ours", "twin"), ("ours", "logistic_regression")]
         found = {
             "titles": titles,
@@ -264,3 +265,20 @@ def test_verdicts_follow_the_interval():
         }
         assert downstream_verdicts(found, "set")[0].startswith(words)
         assert any("| Ours | 0.700 | 0.700 |" in text for text in downstream_paragraphs(found))
+
+
+def test_four_folds_make_no_claim_and_one_has_no_interval():
+    titles = {"logistic_regression": "Regression", "ours": "Ours", "twin": "Twin"}
+    for folds, words in (
+        ("abcd", "4 folds, 9 seeds, and 5 folds are needed for a claim."),
+        ("a", "one fold is too few"),
+    ):
+        runs = [
+            {"system": name, "seed": seed, "groups": {fold: {"accuracy": score, "macro_f1": score} for fold in folds}}
+            for name, score in (("logistic_regression", 0.5), ("ours", 0.9), ("twin", 0.7))
+            for seed in range(9)
+        ]
+        compared = [("ours", "twin"), ("ours", "logistic_regression")]
+        task = summarize_pretraining(runs, titles, compared)
+        told = downstream_verdicts({"titles": titles, "twins": [["ours", "twin"]], "tasks": {"set": task}}, "set")
+        assert all(words in line for line in told)

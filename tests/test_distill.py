@@ -20,6 +20,7 @@ from screformer.tokenization.corpus import open_corpus
 from screformer.train import distill as distill_module
 from screformer.train.arguments import FineTuningArguments, FineTuningDataArguments, ModelArguments
 from screformer.train.cell_dataset import CellDataset
+from screformer.train.corpus_columns import name_cells
 from screformer.train.distill import distill, main
 from screformer.train.distillation_arguments import (
     DistillationArguments,
@@ -31,6 +32,7 @@ from screformer.train.evaluate import evaluate_checkpoint
 from screformer.train.finetune import finetune
 from screformer.train.inference import predict_logits
 from screformer.train.seen_cells import add_cells_seen_by, record_seen_cells
+from screformer.train.taught_cells import choose_taught_cells
 from screformer.train.taught_dataset import TaughtCellCollator
 from screformer.train.teacher_logits import TeacherLogits
 from screformer.train.training_run import CellTrainer
@@ -109,6 +111,20 @@ def test_the_student_learns_the_types_and_has_the_teachers_labels(distilled, tea
     assert (model.config.intermediate_size, model.config.gene_space) == (16, "expressed")
     splits = [read(folder, "splits.json") for folder in (distilled.output_dir, teacher)]
     assert splits[0] == splits[1]
+
+
+def test_of_a_teacher_without_validation_cells_some_training_cells_select(corpus, teacher, caplog):
+    split = read(teacher, "splits.json")
+    split["train"], split["validation"] = split["train"] + split["validation"], []
+    data = DistillationDataArguments(corpus=corpus).with_split_of_teacher(split)
+    with caplog.at_level("WARNING", logger="screformer"):
+        found = choose_taught_cells(open_corpus(corpus), data, split, ["alpha", "beta"], teacher=teacher, seed=1)
+    names = name_cells(open_corpus(corpus))[found.labelled.rows]
+    train, validation, test = (set(names[part].tolist()) for part in found.labelled.split)
+    assert len(validation) == round(0.2 * len(split["train"]))
+    assert (train | validation, test) == (set(split["train"]), set(split["test"]))
+    assert not train & validation
+    assert "the teacher's split has no validation cells" in caplog.text
 
 
 def test_the_output_is_a_checkpoint_like_any_other(distilled, corpus, tmp_path):

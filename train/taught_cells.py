@@ -102,6 +102,8 @@ def choose_taught_cells(
     unlabelled = _outside_held_out_groups(corpus, data, labelled, np.setdiff1d(unlabelled, tested))
     if len(labelled.split.validation):
         return TaughtCells(labelled, unlabelled, NO_ROWS)
+    if len(labelled.split.train) and not len(unlabelled):
+        return TaughtCells(_with_validation(labelled, data.validation_fraction, seed), NO_ROWS, NO_ROWS)
     kept, selecting = hold_out(len(unlabelled), fraction=data.validation_fraction, seed=seed)
     return TaughtCells(labelled, unlabelled[kept], unlabelled[selecting])
 
@@ -170,6 +172,19 @@ def _without(labelled: LabelledCells, tested: Int64Array) -> LabelledCells:
             "others tested the teacher; choose a larger validation_fraction, or other groups"
         )
     return labelled._replace(split=Split(train, validation, np.union1d(test, np.flatnonzero(is_tested))))
+
+
+def _with_validation(labelled: LabelledCells, fraction: float, seed: int) -> LabelledCells:
+    """Return the cells with a part of those that train for validation: the teacher was trained without any."""
+    train, _, test = labelled.split
+    kept, selecting = hold_out(len(train), fraction=fraction, seed=seed)
+    logger.warning(
+        "the teacher's split has no validation cells: %d of the %d cells that trained it select the student's best "
+        "epoch, and on these the teacher looks better than it is",
+        len(selecting),
+        len(train),
+    )
+    return labelled._replace(split=Split(train[kept], train[selecting], test))
 
 
 def _refuse_unknown_labels(labelled: LabelledCells, label_names: Sequence[str], teacher: str) -> None:
