@@ -137,7 +137,7 @@ def paired_tests(runs: Sequence[Mapping[str, Any]], predictions: Mapping[str, Se
                 "p_folds": _sign_flip_test(differences),
                 "only_first_right": only_first,
                 "only_second_right": only_second,
-                "p_cells": _mcnemar(only_first, only_second),
+                "p_cells": mcnemar(only_first, only_second),
             }
         )
     adjusted = false_discovery_control([row["p_cells"] for row in rows]) if rows else []
@@ -163,7 +163,8 @@ def _sign_flip_test(differences: FloatArray) -> float | None:
     return float(test.pvalue)
 
 
-def _mcnemar(only_first: int, only_second: int) -> float:
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Return the exact two-sided p-value of so many cells that only one of two systems names right."""
     return float(binomtest(only_first, only_first + only_second).pvalue) if only_first + only_second else 1.0
 
 

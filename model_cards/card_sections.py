@@ -37,7 +37,8 @@ EXTRA_METRIC_TITLES = {"macro_auc": "Macro-AUC", "expected_calibration_error": "
 # Of the hundred settings of a run, those that decide what is learned.
 TRAINING_SETTINGS = (
     "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
-    "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "early_stopping_patience", "bf16", "fp16", "seed",
+    "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "early_stopping_patience", "class_weights",
+    "label_smoothing_factor", "layer_lr_decay", "freeze", "bf16", "fp16", "seed",
 )  # fmt: skip
 
 
@@ -63,13 +64,31 @@ def _run(checkpoint: Checkpoint) -> list[str]:
     settings = {name: record["training"][name] for name in TRAINING_SETTINGS if name in record.get("training", {})}
     if settings.get("max_steps", -1) < 0:  # transformers' way to say that epochs decide
         settings.pop("max_steps", None)
-    sections = (record.get("model", {}), record.get("cells", {}), settings)
+    sections = (record.get("model", {}), record.get("cells", {}), record.get("classifier", {}), settings)
     rows = [row for section in sections for row in flat_rows(section)]
     paragraphs = [f"### {plain(record.get('task', 'training')).capitalize()}", table(("Setting", "Value"), rows)]
     rows = list(flat_rows({name: value for name, value in checkpoint.metrics.items() if not shown_elsewhere(name)}))
     if rows:
         paragraphs.append(table(("Outcome", "Value"), rows))
+    if starts_as_regression(record):
+        paragraphs.append(
+            f"The classifier began as a logistic regression on {_start_of(record)} of the training cells, fitted "
+            "before the training; what the network learned is added to it."
+        )
     return paragraphs + _masked_genes(checkpoint.metrics)
+
+
+def starts_as_regression(record: Json) -> bool:
+    """Return whether a classifier began as a regression on its training cells."""
+    return record.get("classifier", {}).get("linear_start", "zeros") != "zeros"
+
+
+def _start_of(record: Json) -> str:
+    """Return what that regression reads."""
+    start = record["classifier"]["linear_start"]
+    what = {"logistic_regression": "the bins of genes"}.get(start, f"the {start.replace('_', ' ')}")
+    chosen = record.get("linear_start", {}).get("chosen")
+    return plain(what + (f" ({chosen})" if chosen else ""))
 
 
 def _masked_genes(metrics: Json) -> list[str]:
@@ -186,12 +205,18 @@ def limitations(results: Results | None, checkpoint: Checkpoint, other_splits: S
         yield f"Of each split {run}: what another seed would give is open."
     else:
         yield f"One split and {run}: there is no error bar, and gaps of a few points may be chance."
+    if starts_as_regression(checkpoint.training):
+        yield (
+            "Its classifier began as a regression on the training cells: how much of the score is the transformer's "
+            "own doing is not measured here, and by the benchmark of this package it is little."
+        )
     if results is not None:
         yield from _measured_limitations(results)
     if checkpoint.cell_types:
         yield (
-            f"It always answers with one of its {len(checkpoint.cell_types)} labels, also for a cell type that it has "
-            "never seen, a doublet or debris."
+            "Unless an error rate is asked for, or cells unlike its training cells are marked (--max-error, "
+            f"--unknown-below), it answers with one of its {len(checkpoint.cell_types)} labels, also for a cell type "
+            "that it has never seen, a doublet or debris."
         )
         yield "The labels are those of the data's authors; their errors and their granularity are learned with them."
     if is_distilled(checkpoint):
@@ -202,6 +227,8 @@ def _measured_limitations(results: Results) -> Iterable[str]:
     model, comparison = results[MODEL], compare(results)
     if comparison is not None and comparison.verdict == "loses":
         yield "For these labels a logistic regression is better and cheaper: prefer it, if labels are all you need."
+    if comparison is not None and comparison.verdict == "draws":
+        yield "For these labels a logistic regression is as good, and cheaper."
     rare, untested = rare_classes(model), untested_classes(model)
     if rare:
         yield f"Fewer than {FEW_CELLS} test cells, so that single cells decide the F1: {', '.join(rare)}."

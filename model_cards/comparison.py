@@ -16,6 +16,8 @@ ROW_TITLES = {
 }
 METRIC_TITLES = {"accuracy": "Accuracy", "macro_f1": "Macro-F1", "balanced_accuracy": "Balanced accuracy"}
 FEW_CELLS = 10
+PAIRED = "paired"  # of a baseline's row, see `score_baselines`
+ALPHA = 0.05
 
 Verdict = Literal["wins", "loses", "draws", "is mixed"]
 OPENINGS: dict[Verdict, str] = {
@@ -32,7 +34,9 @@ class Comparison(NamedTuple):
     Attributes
     ----------
     verdict
-        Of accuracy and macro-F1 together: "is mixed" if each has another winner, "draws" if both are level.
+        Where it was counted on which cells only one of them is right: by McNemar's test of these, "draws" if chance
+        explains them. Else by accuracy and macro-F1 together: "draws" if both are level. "is mixed" if each has another
+        winner.
     gaps
         Metric -> model minus logistic regression, for every metric of `METRIC_TITLES`.
     headline
@@ -68,15 +72,36 @@ def compare(results: Results) -> Comparison | None:
         return None
     model, regression = results[MODEL], results[LOGISTIC_REGRESSION]
     gaps = {metric: float(model[metric] - regression[metric]) for metric in METRIC_TITLES}
-    verdict = _verdict(gaps["accuracy"], gaps["macro_f1"])
+    paired = regression.get(PAIRED)
+    is_chance = paired is not None and paired["p_value"] >= ALPHA
+    verdict = "draws" if is_chance else _verdict(gaps["accuracy"], gaps["macro_f1"])
     opening = OPENINGS[verdict]
-    headline = f"{opening}: {points(gaps['accuracy'])} of accuracy, {points(gaps['macro_f1'])} of macro-F1"
+    counted = f" ({_cells_of_one(paired)})" if paired is not None else ""
+    headline = f"{opening}: {points(gaps['accuracy'])} of accuracy{counted}, {points(gaps['macro_f1'])} of macro-F1"
     pairs = {metric: f"{model[metric]:.3f} against {regression[metric]:.3f}" for metric in METRIC_TITLES}
     sentence = (
         f"{opening} on this test set: accuracy {pairs['accuracy']} ({_in_words(gaps['accuracy'], model)}), "
-        f"macro-F1 {pairs['macro_f1']} ({_in_words(gaps['macro_f1'])})."
+        f"macro-F1 {pairs['macro_f1']} ({_in_words(gaps['macro_f1'])}).{_common_types(model, regression)}"
     )
     return Comparison(verdict, gaps, headline, sentence)
+
+
+def _cells_of_one(paired: Metrics) -> str:
+    return (
+        f"{paired['only_model_right']} cells that only it names right, {paired['only_baseline_right']} that only the "
+        f"regression does, p = {paired['p_value']:.2g}"
+    )
+
+
+def _common_types(model: Metrics, regression: Metrics) -> str:
+    """Return macro-F1 of the types that have enough test cells: of the others single cells decide."""
+    of = {name: row["support"] for name, row in model.get("per_class", {}).items()}
+    common = [name for name, support in of.items() if support >= FEW_CELLS and name in regression.get("per_class", {})]
+    if not common or len(common) == sum(support > 0 for support in of.values()):
+        return ""
+    means = [sum(row["per_class"][name]["f1"] for name in common) / len(common) for row in (model, regression)]
+    types = f"the {len(common)} types with {FEW_CELLS} test cells or more"
+    return f" Over {types} it is {means[0]:.3f} against {means[1]:.3f}."
 
 
 def majority_sentence(results: Results) -> str | None:

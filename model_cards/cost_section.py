@@ -9,7 +9,10 @@ from screformer.model_cards.checkpoint_records import Checkpoint, Json
 from screformer.model_cards.markdown import format_value, plain, table
 
 # Typical power of a device in W, its makers' figures; the rest of a computer and its cooling are not in it.
-DEVICE_WATTS = {"H200": 700, "H100": 700, "A100": 400, "L40": 300, "V100": 300, "A10": 150, "T4": 70}
+DEVICE_WATTS = {
+    "B200": 1000, "H200": 700, "H100": 700, "A100": 400, "L40S": 350, "L40": 300, "V100": 300, "A40": 300, "A30": 165,
+    "A10G": 150, "A10": 150, "L4": 72, "T4": 70, "A6000": 300, "4090": 450, "3090": 350, "5090": 575,
+}  # fmt: skip
 WATTS_A_THREAD = 10
 GRAMS_A_KWH = 480  # of CO2, the world's electricity in 2023 by Ember's Global Electricity Review 2024
 
@@ -63,17 +66,18 @@ def cost_section(checkpoint: Checkpoint) -> str:
     return "\n\n".join(
         [
             table(("Of this run", "Value"), ((name, plain(format_value(value))) for name, value in rows.items())),
-            _emissions_sentence(estimate_emissions(found)),
+            _emissions_sentence(estimate_emissions(found), found.get("task")),
         ]
     )
 
 
-def _emissions_sentence(emissions: Emissions | None) -> str:
+def _emissions_sentence(emissions: Emissions | None, task: str | None) -> str:
     if emissions is None:
-        return "What it emitted cannot be guessed: the device's power is not known."
+        return "What it emitted cannot be guessed: this package has no figure of the device's power."
+    without = "Searches" if task == "pretraining" else "Pretraining, searches"
     return (
         f"About {emissions.grams:,.3g} g of CO2, a rough guess: {emissions.watts:,.0f} W for the time of the training, "
-        f"and {GRAMS_A_KWH} g a kWh, the world's mean. Pretraining, searches and failed runs are not in it."
+        f"and {GRAMS_A_KWH} g a kWh, the world's mean. {without} and failed runs are not in it."
     )
 
 

@@ -83,7 +83,7 @@ def split_rule(splits: Json) -> str:
     """Return by what rule the test cells were chosen."""
     if splits.get("group_column"):
         column, groups = plain(splits["group_column"]), join_names(splits["test_groups"])
-        return f"Split by {column}: the test cells are those of {groups}, never seen in training."
+        return f"Split by {column}: the test cells are those of {groups}, none of which trained."
     return "Split at random, stratified by label: cells of one donor are in every part."
 
 
@@ -93,9 +93,12 @@ def overlap_section(checkpoint: Checkpoint, source: str) -> str:
         return "Which cells it has seen is not recorded: a test on public cells may be a test on training cells."
     folder = source.rpartition("/")[2]
     fetch = f"hf download {shlex.quote(source)} --local-dir {shlex.quote(folder)}\n" if folder != source else ""
+    which = "every cell that it has read" if checkpoint.seen_cells.get("is_complete", True) else (
+        "the cells that its last training has read"
+    )  # fmt: skip
     return (
-        "Hashes of the counts of every training cell are beside the weights. Before you test it on public cells, see "
-        f"how many of them it was trained on:\n\n```bash\n{fetch}"
+        f"Hashes of the counts of {which} are beside the weights. Before you test it on public cells, see "
+        f"how many of them are among these:\n\n```bash\n{fetch}"
         f"screformer inspect cells.h5ad --against {shlex.quote(folder)}\n```"
     )
 

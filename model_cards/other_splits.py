@@ -11,16 +11,18 @@ from screformer.model_cards.checkpoint_records import Checkpoint, Json, read_che
 from screformer.model_cards.comparison import LOGISTIC_REGRESSION, METRIC_TITLES, MODEL, Results, check_results, points
 from screformer.model_cards.data_section import split_rule
 from screformer.model_cards.markdown import format_share, format_value, plain, table
+from screformer.train.training_run import DEFINING_SETTINGS
 
-# Of a run, what must be as in the checkpoint's own for the two to be compared.
+# Of a run, what must be as in the checkpoint's own for the two to be compared: all that decides what is learned but
+# the seeds, the split, and where files lie.
 SHAPE = (
     "num_genes", "num_bins", "hidden_size", "num_hidden_layers", "num_attention_heads", "attention", "bucket_size",
-    "num_hashes", "gene_space",
+    "num_hashes", "gene_space", "classifier_paths", "tokenizer_fingerprint",
 )  # fmt: skip
-SETTINGS = (
-    "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
-    "weight_decay", "class_weights",
-)  # fmt: skip
+OF_TRAINING = tuple(name for name in DEFINING_SETTINGS if name not in ("seed", "data_seed", "full_determinism"))
+OF_MODEL = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
+OF_CELLS = ("label_tree", "exclude_labels", "gene_dropout", "cells_per_label", "validation_fraction")
+OF_CLASSIFIER = ("linear_start",)
 SHOWN = {"accuracy": "Accuracy", "macro_f1": "Macro-F1"}
 RANDOM = "random"
 ANEW = "the same settings, trained anew"
@@ -67,11 +69,14 @@ def record_of_split(folder: str | Path, own: str | Path, results: Results) -> Js
 
 
 def _settings(run: Checkpoint) -> dict[str, Any]:  # Any: JSON
-    training = run.training.get("training", {})
+    record = run.training
+    parts = {"model": OF_MODEL, "cells": OF_CELLS, "classifier": OF_CLASSIFIER, "training": OF_TRAINING}
     return {
+        "task": record.get("task"),
+        "started from a checkpoint": record.get("model", {}).get("checkpoint") is not None,
         "label_column": run.splits.get("label_column"),
         **{name: run.config.get(name) for name in SHAPE},
-        **{name: training.get(name) for name in SETTINGS},
+        **{name: record.get(part, {}).get(name) for part, names in parts.items() for name in names},
     }
 
 
@@ -124,7 +129,7 @@ def other_splits_paragraphs(results: Results, own: Checkpoint, others: Sequence[
     paragraphs = [
         "### Other splits",
         f"For each split {ANEW}, and tested on the split's own test cells: these weights are those of the first row "
-        "alone. The last column counts test cells that had been read before, by a pretraining, which sees no labels.",
+        "alone. The last column counts test cells that had been read before, as by the pretraining that it began with.",
         table(("Split", "Test cells", *columns, "Seen in training"), body),
         "\n".join(f"- {plain(line)}" for line in _told(rows, has_regression=has_regression)),
     ]

@@ -19,6 +19,25 @@ def test_baselines_are_those_of_the_quickstart(small_quickstart):
     for name in ("logistic_regression", "majority_class"):
         assert found[name]["accuracy"] == pytest.approx(told[name]["accuracy"])
         assert found[name]["macro_f1"] == pytest.approx(told[name]["macro_f1"])
+    assert_pairs_are_those_of_the_predictions(checkpoint, found)
+
+
+def assert_pairs_are_those_of_the_predictions(checkpoint, found):
+    lines = (checkpoint / "predictions.tsv").read_text().splitlines()[1:]
+    is_right = [line.split("\t")[1] == line.split("\t")[2] for line in lines]
+    for row in found.values():
+        pair = row["paired"]
+        gap = pair["only_model_right"] - pair["only_baseline_right"]
+        assert gap == sum(is_right) - round(row["accuracy"] * len(lines))
+        assert 0 < pair["p_value"] <= 1
+    assert found["majority_class"]["paired"]["only_model_right"] <= sum(is_right)
+
+
+def test_cells_with_labels_above_the_classes_are_left_out(small_quickstart):
+    checkpoint = small_quickstart / "checkpoint"
+    found = score_baselines(small_quickstart.parent / "cells.h5ad", checkpoint, ["alpha", "ductal"], seed=SEED)
+    assert {row["num_cells"] for row in found.values()} == {30}  # of 45, a third of which are beta cells
+    assert set(found["logistic_regression"]["per_class"]) == {"alpha", "ductal"}
 
 
 def test_a_file_that_lacks_cells_is_refused(small_quickstart, tmp_path):

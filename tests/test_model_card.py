@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 from safetensors.numpy import save_file
+from scipy.stats import binomtest
 
 from screformer.model_cards.card_inputs import CardInputs, DataSource
 from screformer.model_cards.checkpoint_records import Checkpoint
@@ -266,6 +267,62 @@ def test_a_win_a_draw_and_a_mixed_result_are_called_so(results: dict[str, dict[s
         "is mixed: The model and logistic regression each win once: +2.0 points of accuracy, -3.0 points of macro-F1"
     )
     assert verdict(0, -0.03).startswith("loses: The model loses to")
+
+
+def test_chance_is_no_win_and_cells_of_one_alone_are_counted(results: dict[str, dict[str, Any]]) -> None:
+    def compared(only_model: int, only_baseline: int) -> Any:
+        paired = {
+            "only_model_right": only_model,
+            "only_baseline_right": only_baseline,
+            "p_value": binomtest(only_model, only_model + only_baseline).pvalue,
+        }
+        better = {"accuracy": 0.96, "macro_f1": 0.99}
+        regression = results["logistic_regression"] | {"paired": paired}
+        return compare(results | {"model": results["model"] | better, "logistic_regression": regression})
+
+    few, many = compared(8, 4), compared(12, 1)
+    assert (few.verdict, many.verdict) == ("draws", "wins")
+    assert few.headline == (
+        "The model is level with logistic regression: +2.0 points of accuracy (8 cells that only it names right, 4 "
+        "that only the regression does, p = 0.39), +12.0 points of macro-F1"
+    )
+
+
+def test_a_classifier_that_began_as_a_regression_says_so(checkpoint: Path, results: dict[str, dict[str, Any]]) -> None:
+    assert "began as a" not in write_model_card(checkpoint, results=results).read_text(encoding="utf-8")
+    edit(
+        checkpoint / "training.json",
+        classifier={"classifier_paths": ["convolution", "linear"], "linear_start": "principal_components"},
+        linear_start={"chosen": "64 components, C=1"},
+    )
+    text = write_model_card(checkpoint, results=results).read_text(encoding="utf-8")
+    assert "| classifier_paths | convolution, linear |" in text
+    assert (
+        "began as a logistic regression on the principal components (64 components, C=1) of the training cells" in text
+    )
+    assert "- Its classifier began as a regression on the training cells: how much" in text
+
+
+def test_seen_cells_of_an_incomplete_record_are_called_so(checkpoint: Path, results: dict[str, dict[str, Any]]) -> None:
+    seen = {"num_seen": 3, "num_cells": 50, "is_complete": False}
+    write_json(checkpoint / "seen_cells.json", {"is_complete": False})
+    changed = results | {"model": results["model"] | {"seen_cells": seen}}
+    text = write_model_card(checkpoint, results=changed).read_text(encoding="utf-8")
+    assert "3 test cells were read while the model was trained, its pretraining included, as far as that is" in text
+    assert "Hashes of the counts of the cells that its last training has read" in text
+
+
+def test_other_files_of_pretraining_have_their_passports_too(
+    checkpoint: Path, tmp_path: Path, results: dict[str, dict[str, Any]]
+) -> None:
+    folder = tmp_path / "pretrained"
+    folder.mkdir()
+    write_json(folder / "config.json", {"architectures": ["ScReformerForMaskedLM"]})
+    for checksum, is_told in (("ab12", False), ("cd34", True)):
+        sources = [PASSPORT | {"sha256": checksum, "name": "atlas.h5ad"}]
+        write_json(folder / "training.json", {"task": "pretraining", "corpus": {"sources": sources}})
+        text = write_model_card(checkpoint, results=results, pretraining=folder).read_text(encoding="utf-8")
+        assert ("Pretraining read other files:" in text) == ("| atlas.h5ad |" in text) == is_told
 
 
 def test_points_round_to_a_tenth_with_a_sign() -> None:

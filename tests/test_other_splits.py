@@ -116,15 +116,25 @@ def test_publish_gives_scores_on_other_splits_and_verify_compares_them(two_split
     assert any("README.md gives Accuracy, held-out donor: human3" in problem for problem in found), found
 
 
-def test_a_run_of_other_settings_is_refused(two_splits, small_quickstart):
-    folder = two_splits / "slow"
+@pytest.mark.parametrize(
+    ("part", "name", "value", "words"),
+    [
+        ("training", "learning_rate", 0.5, r"learning_rate 0\.5, not 1e-05; a card compares splits"),
+        ("training", "lr_scheduler_type", "cosine", "lr_scheduler_type 'cosine', not 'linear'"),
+        ("classifier", "linear_start", "zeros", "linear_start 'zeros', not 'principal_components'"),
+        ("cells", "cells_per_label", 5, "cells_per_label 5, not None"),
+        ("model", "lora_rank", 8, "lora_rank 8, not None"),
+        ("model", "checkpoint", None, "started from a checkpoint False, not True"),
+    ],
+)
+def test_a_run_of_other_settings_is_refused(part, name, value, words, two_splits, tmp_path):
+    folder = tmp_path / "slow"
     shutil.copytree(two_splits / "other", folder)
     record = json.loads((folder / "training.json").read_text())
-    record["training"]["learning_rate"] = 0.5
+    record_of_split(folder, two_splits / "checkpoint", RESULTS)
+    record[part][name] = value
     (folder / "training.json").write_text(json.dumps(record))
-    with pytest.raises(
-        ValueError, match=r"slow was trained with learning_rate 0\.5, not 1e-05; a card compares splits"
-    ):
+    with pytest.raises(ValueError, match=rf"slow was trained with {words}"):
         record_of_split(folder, two_splits / "checkpoint", RESULTS)
     (folder / "splits.json").unlink()
     with pytest.raises(ValueError, match=r"slow has no splits\.json; give the folder that fine-tuning wrote"):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from small_corpus import TINY_MODEL, make_corpus
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from screformer.tokenization.corpus import open_corpus
 from screformer.train import pretrain as pretrain_module
@@ -22,7 +22,14 @@ from screformer.train.arguments import ModelArguments, PretrainingArguments, Pre
 from screformer.train.cell_dataset import CellDataset
 from screformer.train.pretrain import main, pretrain
 from screformer.train.resources import describe_resources, resource_table
-from screformer.train.telemetry import HistoryWriter, TrainingBar, TrainingTelemetry, Usage, peak_device_memory
+from screformer.train.telemetry import (
+    FewStepsWarner,
+    HistoryWriter,
+    TrainingBar,
+    TrainingTelemetry,
+    Usage,
+    peak_device_memory,
+)
 from screformer.train.training_run import early_stopping
 
 MODEL = ModelArguments(config_overrides=TINY_MODEL, gene_space="expressed")
@@ -407,3 +414,12 @@ def test_two_processes_count_and_score_like_one(corpus, tmp_path):
     assert resources["cells"] == read(tmp_path / "one", "resources.json")["cells"]
     assert resources["tokens"] == read(tmp_path / "one", "resources.json")["tokens"]
     assert resources["cells_per_step"]["devices"] == 2
+
+
+@pytest.mark.parametrize(("steps", "asked", "is_told"), [(15, -1, True), (15, 15, False), (92, -1, False)])
+def test_hardly_any_steps_are_told_unless_they_were_asked_for(steps, asked, is_told, caplog, tmp_path):
+    arguments = TrainingArguments(output_dir=str(tmp_path), max_steps=asked, use_cpu=True)
+    state = TrainerState(max_steps=steps)
+    with caplog.at_level("WARNING", logger="screformer"):
+        FewStepsWarner().on_train_begin(arguments, state, TrainerControl())
+    assert ("the training has 15 optimizer steps, of 1 x 8 cells each" in caplog.text) == is_told

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +26,8 @@ from screformer.train.result_files import finite, write_json
 HISTORY_FILE, CURVES_FILE = "log_history.json", "training_curves.png"
 EVENT_FILES = "runs/*/events.out.tfevents.*"  # TensorBoard's
 GIGABYTE = 10**9
+FEW_STEPS = 50
+logger = logging.getLogger(__name__)
 # Of an interrupted run the curves may be older than its history: they are drawn anew when so many times the drawing's
 # own time has passed, so that they never take more than a twentieth of it.
 CURVES_INTERVAL = 20
@@ -280,6 +283,24 @@ def describe_scores(logs: Mapping[str, Any]) -> str:
     }
     parts = [f"held-out loss {logs['eval_loss']:.4f}", *(f"{name} {value:.4f}" for name, value in scores.items())]
     return f"epoch {logs.get('epoch', 0):g}: {', '.join(parts)}"
+
+
+class FewStepsWarner(TrainerCallback):
+    """Says so where a run has hardly any optimizer steps and nobody asked for so few."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Warn."""
+        if args.max_steps <= 0 and state.max_steps < FEW_STEPS and state.is_world_process_zero:
+            logger.warning(
+                "the training has %d optimizer steps, of %d x %d cells each: hardly anything is learned in so few. "
+                "Take a recipe for few cells (finetune-small, pretrain-tiny), smaller steps "
+                "(--per_device_train_batch_size, --gradient_accumulation_steps), or more epochs (--num_train_epochs)",
+                state.max_steps,
+                args.gradient_accumulation_steps,
+                args.train_batch_size * args.world_size,
+            )
 
 
 class HistoryWriter(TrainerCallback):

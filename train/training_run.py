@@ -33,6 +33,7 @@ from screformer.train.seen_cells import SEEN_FILES, record_seen_cells
 from screformer.train.telemetry import (
     CURVES_FILE,
     HISTORY_FILE,
+    FewStepsWarner,
     HistoryWriter,
     check_report_to,
     remove_event_files,
@@ -162,6 +163,7 @@ def train_and_save(
     check_not_sharded(trainer)
     history = HistoryWriter(folder, title=str(record["task"]).capitalize(), scores=scores)
     trainer.add_callback(history)
+    trainer.add_callback(FewStepsWarner())
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.batch_sampler is not None and trainer.batch_sampler.padding.num_tokens:
         logger.info("%.1f%% of the tokens of training were padding", 100 * trainer.batch_sampler.padding.share)
