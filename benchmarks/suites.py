@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from screformer.benchmarks.cell_type_systems import CellTypeSystem
-from screformer.benchmarks.comparison import compare_systems
+from screformer.benchmarks.comparison import compare_systems, provenance
 from screformer.benchmarks.comparison_statistics import OURS
 from screformer.benchmarks.few_labels import compare_with_few_labels
 from screformer.benchmarks.known_systems import SYSTEMS
@@ -18,7 +19,7 @@ from screformer.benchmarks.protocol import KINDS, Kind
 from screformer.benchmarks.system_ours import ScReformerSystem
 from screformer.benchmarks.system_sccatch import ScCatchOfTable
 from screformer.tokenization.example_cells import example_cells_path
-from screformer.train.result_files import read_json
+from screformer.train.result_files import read_json, write_json
 
 Suite = Literal["small", "full", "across"]
 OF_TABLE = "sccatch_cellmatch"
@@ -78,6 +79,8 @@ def run_suite(
 ) -> list[dict[str, Any]]:  # Any: JSON
     """Compare systems, and return the result of each comparison.
 
+    ``suite-SUITE.json`` says what it took: ``seconds``, and how many runs were made in them (``num_runs``).
+
     Parameters
     ----------
     suite
@@ -135,6 +138,7 @@ def run_suite(
         _check_names([Path(one.path).stem for one in files])
         every = [_read(one, maps) for one in files]
     split_of = _splits_by_name(splits, [data.name for data in every])
+    started, before = time.monotonic(), _runs_in(work)
     results = []
     for data in every:
         for kind, split in _folds_of(data, suite, kinds, split_of.get(data.name)):
@@ -142,7 +146,21 @@ def run_suite(
             results.append(compare_systems(data, chosen, note=note, split=split, **where))
             if few_labels and split is None and (data.groups is None or kind == "leave_one_group_out"):
                 compare_with_few_labels(data, chosen, few_labels, **where)
+    took = {
+        "suite": suite,
+        **provenance(command),
+        "note": note,
+        "comparisons": [f"{result['data']}, {result['kind']}" for result in results],
+        "systems": sorted({name for result in results for name in result["systems"]}),
+        "num_runs": len(_runs_in(work) - before),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    write_json(Path(output, f"suite-{suite}.json"), took)
     return results
+
+
+def _runs_in(work: str | Path) -> set[Path]:
+    return set(Path(work).glob("*.json"))
 
 
 def _check_names(names: Sequence[str]) -> None:

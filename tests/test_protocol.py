@@ -7,6 +7,8 @@ import pytest
 from small_corpus import TINY_MODEL, make_cells, make_tokenizer
 
 from screformer.benchmarks.cell_type_systems import NamedCells, check_genes, need
+from screformer.benchmarks.comparison_statistics import summarize_systems
+from screformer.benchmarks.comparison_tables import systems_table
 from screformer.benchmarks.labelled_data import join_labelled_data, read_labelled_data
 from screformer.benchmarks.protocol import (
     few_labelled_cells,
@@ -49,6 +51,41 @@ class Nearest:
 def data(tmp_path):
     make_cells(120, types=["alpha", "beta", "duct"]).write_h5ad(tmp_path / "cells.h5ad")
     return read_labelled_data(tmp_path / "cells.h5ad", group_column="donor")
+
+
+def test_cells_are_known_by_their_counts_too(data, tmp_path):
+    (fold,) = make_folds(data, "random")
+    first = run_system(Nearest(), "nearest", data, fold, seed=0, work=tmp_path)
+    others = data._replace(adata=data.adata.copy())
+    others.adata.X.data[0] += 1
+    assert (
+        run_system(Nearest(), "nearest", others, fold, seed=0, work=tmp_path)["cells_sha256"] != first["cells_sha256"]
+    )
+    again = data._replace(adata=data.adata.copy())
+    again.adata.X = again.adata.X.astype(np.int32)
+    found = run_system(Nearest(), "nearest", again, fold, seed=0, work=tmp_path / "again")
+    assert found["cells_sha256"] == first["cells_sha256"]  # of the counts, whatever their type
+
+
+def test_where_memory_cannot_be_measured_all_else_is(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("screformer.benchmarks.protocol.can_measure_memory", lambda: False)
+    (fold,) = make_folds(data, "random")
+    record = run_system(Nearest(), "nearest", data, fold, seed=0, work=tmp_path)
+    assert record["peak_bytes"] is None
+    assert record["accuracy"] > 0.9
+    assert "| - |" in systems_table({"systems": {"nearest": summarize_systems([record])["nearest"] | POOLED}})
+
+
+POOLED = {"label_names": ["alpha"], "confusion_matrix": [[3]]}
+
+
+def test_a_rejected_cell_is_wrong_and_no_class():
+    truth = ["a"] * 10 + ["b"] * 10
+    rejected = score_named_cells(NamedCells(["", *truth[1:]], None, ()), truth)
+    misnamed = score_named_cells(NamedCells(["b", *truth[1:]], None, ()), truth)
+    assert rejected["accuracy"] == misnamed["accuracy"] == 0.95
+    assert rejected["rejected"] == 0.05
+    assert misnamed["macro_f1"] < rejected["macro_f1"] == pytest.approx((2 * 9 / 19 + 1) / 2)
 
 
 def test_rare_and_excluded_and_unmapped_labels_are_left_out(tmp_path):

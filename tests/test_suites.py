@@ -44,6 +44,11 @@ def test_the_small_suite_holds_out_each_donor(tmp_path):
     found = json.loads((tmp_path / "out" / "comparison-cells-leave_one_group_out.json").read_text())
     assert (found["kind"], found["num_folds"]) == ("leave_one_group_out", 4)
     assert set(found["systems"]) == {OURS, "logistic_regression"}
+    took = json.loads((tmp_path / "out" / "suite-small.json").read_text())
+    assert (took["comparisons"], took["num_runs"]) == (["cells, leave_one_group_out"], 8)
+    assert took["seconds"] > 0
+    CliRunner().invoke(app, ["benchmark", "--suite", "small", *options])
+    assert json.loads((tmp_path / "out" / "suite-small.json").read_text())["num_runs"] == 0
 
 
 def test_the_full_suite_takes_files_too(tmp_path):
@@ -94,14 +99,15 @@ def test_a_marker_table_is_for_the_system_that_needs_one(tmp_path, monkeypatch):
 
     def compare(data, systems, **where):
         made.append(systems[OF_TABLE]()._table)
-        return {}
+        return {"data": data.name, "kind": where["kind"], "systems": systems}
 
     monkeypatch.setattr(suites, "compare_systems", compare)
     monkeypatch.chdir(tmp_path)
     for name in ("a.csv", "types.json"):
         Path(name).write_text("{}")
-    run_suite("small")
-    run_suite("small", marker_table="a.csv:Gut,Skin", marker_types="types.json")
+    where = {"output": tmp_path / "out", "work": tmp_path / "work"}
+    run_suite("small", **where)
+    run_suite("small", marker_table="a.csv:Gut,Skin", marker_types="types.json", **where)
     assert made == [None, MarkerTable("a.csv", ("Gut", "Skin"), "types.json")]
     # Another content is another run.
     before = made[1].describe()
