@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,13 +54,24 @@ class CardInputs:
 
     @classmethod
     def read(cls, folder: str | Path) -> CardInputs | None:
-        """Return what a folder keeps; None where no card was written."""
+        """Return what a folder keeps; None where no card was written.
+
+        Raises
+        ------
+        ValueError
+            The file is damaged, or of a later release.
+        """
         path = Path(folder, INPUTS_FILE)
         if not path.exists():
             return None
         kept = read_json(path)
-        sources = [DataSource(**source) for source in kept.pop("data_sources")]
-        return cls(**kept, data_sources=sources)
+        if not isinstance(kept, dict):
+            raise ValueError(f"{path} must hold fields and their values; have the card written again")
+        _refuse_unknown(path, kept, [field.name for field in fields(cls)])
+        sources = kept.pop("data_sources", [])
+        for source in sources:
+            _refuse_unknown(path, source, DataSource._fields)
+        return cls(**kept, data_sources=[DataSource(**source) for source in sources])
 
     def write(self, folder: str | Path) -> None:
         """Keep it in a folder."""
@@ -79,6 +90,15 @@ class CardInputs:
         if self.pretraining is None:
             return None
         return Checkpoint.of_records(**self.pretraining)
+
+
+def _refuse_unknown(path: Path, kept: Json, known: Sequence[str]) -> None:
+    unknown = [name for name in kept if name not in known]
+    if unknown:
+        raise ValueError(
+            f"{path} has {', '.join(map(repr, unknown))}, which this release does not know; it is of a later one: "
+            "update screformer"
+        )
 
 
 def shown(row: Mapping[str, Any]) -> Json:

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from screformer.train.result_files import read_json
 
@@ -46,20 +46,45 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
     ------
     FileNotFoundError
         It has no ``config.json``.
+    ValueError
+        A record is cut off or no JSON.
     """
-    place = Path(folder)
-    if not (place / "config.json").exists():
-        raise FileNotFoundError(f"folder {str(place)!r} has no config.json; give the folder of a saved model")
+    place = checkpoint_folder(folder)
     names = ("config", "tokenizer_config", "training", "metrics", "splits", "downstream", "resources", "seen_cells")
     records = [read_json(path) if (path := place / f"{name}.json").exists() else {} for name in names]
     return Checkpoint(place, *records)
 
 
+def checkpoint_folder(folder: str | Path) -> Path:
+    """Return the path of a checkpoint folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        It has no ``config.json``.
+    """
+    place = Path(folder)
+    if not (place / "config.json").exists():
+        raise FileNotFoundError(f"folder {str(place)!r} has no config.json; give the folder of a saved model")
+    return place
+
+
 def num_values(folder: Path) -> int | None:
-    """Return how many numbers (weights and fixed buffers) a model's files hold; None without safetensors."""
+    """Return how many numbers (weights and fixed buffers) a model's files hold; None without safetensors.
+
+    Raises
+    ------
+    ValueError
+        A file is cut off or no safetensors.
+    """
     total = 0
     for path in sorted(folder.glob("model*.safetensors")):
-        with safe_open(path, framework="numpy") as file:
-            names = file.keys()
-            total += sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+        try:
+            with safe_open(path, framework="numpy") as file:
+                names = file.keys()
+                total += sum(math.prod(file.get_slice(name).get_shape()) for name in names)
+        except SafetensorError as error:
+            raise ValueError(
+                f"{path.name} cannot be read ({error}): it was cut off or changed; write or download it again"
+            ) from error
     return total or None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,10 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from screformer.model_cards.published_code import code_elsewhere
+from screformer.model_cards.published_files import published_files
 from screformer.tokenization.gene_vocabulary import GeneVocabulary, load_vocabulary
-from screformer.train.result_files import read_json, write_json
+from screformer.train.result_files import read_json, weight_files, write_json
 
 CELLS, FACTS = "golden_cells.safetensors", "golden_cells.json"
 NUM_CELLS, MAX_GENES, SEED = 8, 1000, 0
@@ -49,9 +53,10 @@ from safetensors.numpy import load_file, save_file
 
 with open(sys.argv[1], encoding="utf-8") as file:
     request = json.load(file)
-options = {"trust_remote_code": True}
+options = {"trust_remote_code": True, "local_files_only": True}
 tokenizer = transformers.AutoTokenizer.from_pretrained(request["folder"], **options)
-model = getattr(transformers, request["auto_class"]).from_pretrained(request["folder"], **options).eval()
+auto_class = getattr(transformers, request["auto_class"])
+model = auto_class.from_pretrained(request["folder"], use_safetensors=True, **options).eval()
 counts = load_file(request["cells"])["counts"]
 batch = tokenizer(
     counts.tolist(), gene_names=request["gene_names"], gene_space=model.config.gene_space, return_tensors="pt"
@@ -75,13 +80,20 @@ def write_golden_cells(folder: str | Path) -> None:
     Raises
     ------
     ValueError
-        The checkpoint cannot be opened without this package.
+        The checkpoint cannot be opened without this package, or its outputs are not finite.
     """
     place = Path(folder)
     names, counts = _made_up_cells(load_vocabulary(place / "genes.json"))
     save_file({"counts": counts}, place / CELLS)
     write_json(place / FACTS, {"gene_names": names, "tolerance": TOLERANCE})
-    save_file({"counts": counts, "outputs": _outputs_without_the_package(place)}, place / CELLS)
+    outputs = _outputs_without_the_package(place)
+    num_lost = int((~np.isfinite(outputs)).any(axis=tuple(range(1, outputs.ndim))).sum())
+    if num_lost:
+        raise ValueError(
+            f"{place.name} gives NaN or infinity for {num_lost} of {len(outputs)} cells: its training diverged, or its "
+            "weights are damaged; publish an earlier checkpoint, or train again with a lower learning rate"
+        )
+    save_file({"counts": counts, "outputs": outputs}, place / CELLS)
 
 
 def _made_up_cells(vocabulary: GeneVocabulary) -> tuple[list[str], npt.NDArray[np.int32]]:
@@ -103,15 +115,18 @@ def check_golden_cells(folder: str | Path) -> str | None:
     OSError
         The folder has none.
     ValueError
-        The checkpoint cannot be opened without this package.
+        They are damaged, or the checkpoint cannot be opened without this package.
     """
     place = Path(folder)
-    expected = load_file(place / CELLS)["outputs"]
+    try:
+        expected = load_file(place / CELLS)["outputs"]
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"{CELLS} cannot be read ({error}): it was cut off or changed; download it again") from error
+    allowed = min(read_json(place / FACTS)["tolerance"], TOLERANCE)  # what is proved does not say how well
     found = _outputs_without_the_package(place)
     if found.shape != expected.shape:
         return f"outputs have the shape {found.shape}, recorded were {expected.shape}"
     worst = float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-6))
-    allowed = read_json(place / FACTS)["tolerance"]
     return None if worst <= allowed else f"outputs differ by {worst:.2g} of the largest, more than {allowed:g}"
 
 
@@ -119,10 +134,14 @@ def _outputs_without_the_package(folder: Path) -> npt.NDArray[np.float32]:
     architecture = (read_json(folder / "config.json").get("architectures") or ["none"])[0]
     if architecture not in OUTPUTS:
         raise ValueError(f"config.json names the architecture {architecture!r}; known are {', '.join(OUTPUTS)}")
+    elsewhere = next(code_elsewhere(folder), None)
+    if elsewhere is not None:
+        raise ValueError(f"{elsewhere}; it is not run")
+    weight_files(folder)
     auto_class, output = OUTPUTS[architecture]
     with tempfile.TemporaryDirectory() as home:
         request = {
-            "folder": str(folder.resolve()),
+            "folder": str(_what_is_published(folder, Path(home, "checkpoint"))),
             "auto_class": auto_class,
             "output": output,
             "cells": str((folder / CELLS).resolve()),
@@ -131,10 +150,32 @@ def _outputs_without_the_package(folder: Path) -> npt.NDArray[np.float32]:
         }
         path = Path(home, "request.json")
         path.write_text(json.dumps(request), encoding="utf-8")
-        environment = os.environ | {"HF_HOME": home, "HF_MODULES_CACHE": f"{home}/modules", "HF_HUB_OFFLINE": "1"}
-        environment.pop("PYTHONPATH", None)
+        message = _run_program(path, home)
+        if message is not None:
+            raise ValueError(f"{folder.name} cannot be opened by transformers without this package: {message}")
+        outputs: npt.NDArray[np.float32] = load_file(request["result"])["outputs"]
+    return outputs
+
+
+def _what_is_published(folder: Path, place: Path) -> Path:
+    """Fill a new folder with what is published of a checkpoint, and return it: transformers sees nothing else."""
+    place.mkdir()
+    for path in published_files(folder):
+        try:
+            (place / path.name).symlink_to(path.resolve())
+        except OSError:  # Windows allows it to few
+            shutil.copyfile(path, place / path.name)
+    return place
+
+
+def _run_program(request: Path, home: str) -> str | None:
+    """Run the program offline, with a home of its own; return its error, None if there is none."""
+    places = {"HF_HOME": home, "HF_HUB_CACHE": f"{home}/hub", "HF_MODULES_CACHE": f"{home}/modules"}
+    environment = os.environ | places | {"HF_HUB_OFFLINE": "1"}
+    environment.pop("PYTHONPATH", None)
+    try:
         done = subprocess.run(
-            [sys.executable, "-c", PROGRAM, str(path)],
+            [sys.executable, "-c", PROGRAM, str(request)],
             cwd=home,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -143,8 +184,6 @@ def _outputs_without_the_package(folder: Path) -> npt.NDArray[np.float32]:
             check=False,
             timeout=TIME_LIMIT,
         )
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise ValueError(f"{folder.name} cannot be opened by transformers without this package: {last}")
-        outputs: npt.NDArray[np.float32] = load_file(request["result"])["outputs"]
-    return outputs
+    except subprocess.TimeoutExpired:
+        return f"it took more than {TIME_LIMIT} seconds"
+    return (done.stderr.strip().splitlines() or ["no message"])[-1] if done.returncode else None

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from huggingface_hub import ModelCard
-from yaml import YAMLError
+from safetensors import SafetensorError
 
-from screformer.model_cards.card_inputs import INPUTS_FILE, CardInputs
-from screformer.model_cards.checkpoint_records import read_checkpoint
-from screformer.model_cards.comparison import METRIC_TITLES, MODEL
+from screformer.model_cards.card_inputs import CardInputs
+from screformer.model_cards.card_numbers import wrong_numbers
+from screformer.model_cards.checkpoint_records import checkpoint_folder
+from screformer.model_cards.evaluated_scores import scores_of_other_weights
 from screformer.model_cards.golden_cells import CELLS, check_golden_cells
 from screformer.model_cards.model_card import card_text
-from screformer.model_cards.other_splits import other_config, split_config
-from screformer.model_cards.published_files import CHECKSUMS, pickles_in, wrong_files
+from screformer.model_cards.published_code import foreign_code
+from screformer.model_cards.published_files import CHECKSUMS, pickles_in, unlisted_files, wrong_files
 from screformer.tokenization.gene_vocabulary import load_vocabulary
 from screformer.tokenization.tokenization_screformer import ScReformerTokenizer
 from screformer.train.result_files import read_json
 
-HUB_PACKAGES = ("screformer", "screformer.tokenization")
-ROUNDING = 5.1e-5  # of a card's four digits
+# What reading a damaged file can raise.
+DAMAGE = (ValueError, OSError, SafetensorError, LookupError, TypeError, AttributeError)
 
 
 class Check(NamedTuple):
@@ -45,27 +45,26 @@ class Check(NamedTuple):
 def verify_checkpoint(folder: str | Path, *, trust_code: bool = False) -> list[Check]:
     """Ask everything of a published checkpoint; nothing is changed, and nothing reads the network.
 
-    Files are those of ``checksums.json``; no file is a pickle; the code beside it is that of this release; vocabulary,
-    tokenizer and configuration fit each other; the numbers of the card are those of the JSON files; and transformers
-    alone, without this package, makes of the golden cells what was recorded.
+    Files are those of ``checksums.json``; no file is a pickle; the code beside it, and what its settings have loaded,
+    is that of this release; vocabulary, tokenizer and configuration fit each other; scores are of these weights; the
+    numbers of the card are those of the JSON files; and transformers alone, without this package, makes of the golden
+    cells what was recorded. A file that cannot be read is a problem of every question that needs it.
 
     Parameters
     ----------
     folder
         Made by `stage_checkpoint`, or downloaded.
     trust_code
-        Run the code beside the weights though it is not that of this release.
+        Run the code beside the weights though it, or another file, is not that of this release.
 
     Raises
     ------
     OSError
         There is no such folder, or it has no ``config.json``.
     """
-    place = Path(folder)
-    read_checkpoint(place)
-
-    outputs = list(_outputs(place, trust_code=trust_code))
-    return [*check_files(place), Check("it gives the recorded outputs without this package", outputs)]
+    place = checkpoint_folder(folder)
+    outputs = partial(_outputs, trust_code=trust_code)
+    return [*check_files(place), _ask("it gives the recorded outputs without this package", outputs, place)]
 
 
 def check_files(folder: Path) -> list[Check]:
@@ -73,11 +72,23 @@ def check_files(folder: Path) -> list[Check]:
     questions: dict[str, Callable[[Path], Iterator[str]]] = {
         "its files are those that were published": _files,
         "no file is a pickle": _pickles,
-        "its code is that of this release": _code,
+        "its code is that of this release": foreign_code,
         "vocabulary, tokenizer and configuration fit": _vocabulary,
+        "its scores are of these weights": _scores,
         "the card says what the files say": _card,
     }
-    return [Check(name, list(ask(folder))) for name, ask in questions.items()]
+    return [_ask(name, question, folder) for name, question in questions.items()]
+
+
+def _ask(name: str, question: Callable[[Path], Iterator[str]], folder: Path) -> Check:
+    """Return what is wrong; what is too damaged for the rest of the question is one of the problems."""
+    problems: list[str] = []
+    try:
+        problems.extend(question(folder))
+    except DAMAGE as error:
+        is_told = isinstance(error, (ValueError, OSError))
+        problems.append(str(error) if is_told else f"a file is damaged: {type(error).__name__}: {error}")
+    return Check(name, problems)
 
 
 def _files(folder: Path) -> Iterator[str]:
@@ -92,24 +103,9 @@ def _pickles(folder: Path) -> Iterator[str]:
         yield f"{name} is a pickle, which can run any code when it is opened; do not open it"
 
 
-def _code(folder: Path) -> Iterator[str]:
-    for path in sorted(folder.glob("*.py")):
-        ours = _source_of(path.stem)
-        if ours is None:
-            yield f"{path.name} is no file of this package; read it before you trust it"
-        elif ours != path.read_text(encoding="utf-8"):
-            yield f"{path.name} is not that of this release of screformer; it is of another, or was changed"
-    if not list(folder.glob("modeling_screformer.py")):
-        yield "modeling_screformer.py is missing: without this package nothing opens the checkpoint"
-
-
-def _source_of(module: str) -> str | None:
-    """Return a module's source, without importing it."""
-    for package in HUB_PACKAGES:
-        path = Path(str(importlib.import_module(package).__file__)).with_name(f"{module}.py")
-        if path.exists():
-            return path.read_text(encoding="utf-8")
-    return None
+def _scores(folder: Path) -> Iterator[str]:
+    for problem in scores_of_other_weights(folder):
+        yield f"{problem}; evaluate again"
 
 
 def _vocabulary(folder: Path) -> Iterator[str]:
@@ -141,45 +137,13 @@ def _card(folder: Path) -> Iterator[str]:
     if not path.exists():
         yield "README.md is missing: nobody knows what the checkpoint is for"
         return
-    text = path.read_text(encoding="utf-8")
-    try:
-        told = {
-            (one.dataset_config, one.metric_name): one.metric_value for one in ModelCard(text).data.eval_results or []
-        }
-    except (ValueError, TypeError, KeyError, YAMLError) as error:
-        yield f"README.md has metadata that cannot be read: {error}"
-        return
-    yield from _numbers(folder, told)
+    yield from wrong_numbers(folder)
     inputs = CardInputs.read(folder)
     if inputs is not None and _is_of_this_release(folder):
-        ours, theirs = card_text(folder, inputs).splitlines(), text.splitlines()
+        ours, theirs = card_text(folder, inputs).splitlines(), path.read_text(encoding="utf-8").splitlines()
         changed = next((line for line, other in zip_longest(theirs, ours) if line != other), None)
         if ours != theirs:
             yield f"README.md is not what the other files say, first here: {(changed or 'at its end')[:120]!r}"
-
-
-def _numbers(folder: Path, told: Mapping[tuple[str | None, str | None], Any]) -> Iterator[str]:
-    """Compare the metrics of a card's metadata with what was measured."""
-    if not (folder / "evaluation.json").exists():
-        if told:
-            yield f"README.md gives {', '.join(str(name) for _, name in told)}, and there is no evaluation.json"
-        return
-    own = split_config(read_checkpoint(folder).splits)
-    yield from _differences(told, own, read_json(folder / "evaluation.json"), "evaluation.json")
-    inputs = CardInputs.read(folder)
-    for other in inputs.other_splits if inputs is not None else ():
-        yield from _differences(told, other_config(other), other["results"][MODEL], INPUTS_FILE)
-
-
-def _differences(
-    told: Mapping[tuple[str | None, str | None], Any], config: str | None, measured: Mapping[str, Any], file: str
-) -> Iterator[str]:
-    of = f", {config}," if config else ""
-    for key, title in METRIC_TITLES.items():
-        if (config, title) not in told:
-            yield f"README.md does not give {title}{of} which {file} has"
-        elif abs(told[config, title] - measured[key]) > ROUNDING:
-            yield f"README.md gives {title}{of} as {told[config, title]}, {file} as {measured[key]:.4f}"
 
 
 def _is_of_this_release(folder: Path) -> bool:
@@ -191,12 +155,14 @@ def _outputs(folder: Path, *, trust_code: bool) -> Iterator[str]:
     if not (folder / CELLS).exists():
         yield f"there is no {CELLS}, so that nothing shows that it works"
         return
-    if not trust_code and any((*_code(folder), *_pickles(folder))):
-        yield "it was not tried: its code is not this release's; read it, then run it with --trust-remote-code"
+    if not trust_code and any((*foreign_code(folder), *pickles_in(folder), *_unlisted(folder))):
+        yield "it was not tried: not all of it is this release's; read it, then run it with --trust-remote-code"
         return
-    try:
-        problem = check_golden_cells(folder)
-    except (ValueError, OSError) as error:
-        problem = str(error)
+    problem = check_golden_cells(folder)
     if problem is not None:
         yield problem
+
+
+def _unlisted(folder: Path) -> Iterator[str]:
+    path = folder / CHECKSUMS
+    yield from unlisted_files(folder, read_json(path)["sha256"] if path.exists() else ())

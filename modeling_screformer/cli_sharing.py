@@ -47,13 +47,16 @@ def publish(
       screformer publish quickstart/checkpoint --to me/pancreas-tiny --dry-run
     """
     from .model_cards.hub_upload import refuse_offline
-    from .model_cards.publish import describe_files, hub_name, stage_checkpoint
+    from .model_cards.publish import describe_files, hub_name, refuse_card_fields, stage_checkpoint
 
     repo_id = run(lambda: hub_name(to))
     if repo_id is not None and not dry_run:
         run(lambda: refuse_offline(repo_id))
+    given = {"model_name": name, "data_sources": data, "results": counts, "other_splits": other_split}
+    given |= {"pretraining": pretraining}
+    run(lambda: refuse_card_fields(folder, [field for field, one in given.items() if one]))  # before measuring
     with tempfile.TemporaryDirectory() as place:
-        target = Path(to) if repo_id is None and not dry_run else Path(place, to.rpartition("/")[2])
+        target = Path(to) if repo_id is None and not dry_run else Path(place, Path(to).resolve().name)
         files = run(
             lambda: stage_checkpoint(
                 folder,
@@ -113,6 +116,7 @@ def _results_of(folder: Path, counts: Path | None) -> dict[str, Any]:  # Any: me
     from .benchmarks.checkpoint_baselines import score_baselines
     from .model_cards.card_inputs import checked_results
     from .model_cards.comparison import MODEL
+    from .model_cards.publish import refuse_other_scores
     from .train.result_files import read_json
 
     path = folder / "evaluation.json"
@@ -120,9 +124,12 @@ def _results_of(folder: Path, counts: Path | None) -> dict[str, Any]:  # Any: me
         raise FileNotFoundError(
             f"{folder} has no evaluation.json; make it first: screformer evaluate {folder} CORPUS --output {folder}"
         )
+    refuse_other_scores(folder)
     own = read_json(path)
     beside = {}
     if counts is not None:
+        if "label_names" not in own:
+            raise ValueError(f"{path} has no label_names; make it with screformer evaluate, which names them")
         seed = read_json(folder / "splits.json")["seed"]
         say(f"{folder}: logistic regression on its split")
         beside = score_baselines(counts, folder, own["label_names"], seed=seed)

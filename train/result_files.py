@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from screformer.tokenization.system_errors import name_in_system_errors
 PACKAGES = (
     "screformer", "torch", "transformers", "datasets", "accelerate", "anndata", "numpy", "scikit-learn"
 )  # fmt: skip
+WEIGHTS_FILE, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 @contextmanager
@@ -48,8 +50,19 @@ def write_json(path: str | Path, value: Any) -> None:  # Any: whatever JSON hold
 
 
 def read_json(path: str | Path) -> Any:
-    """Return the content of a JSON file."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    """Return the content of a JSON file.
+
+    Raises
+    ------
+    ValueError
+        It is cut off or no JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is not JSON ({error}): it was cut off or changed; write or download it again"
+        ) from error
 
 
 def finite(value: Any) -> Any:  # Any: JSON, and numbers of torch
@@ -69,8 +82,45 @@ def software_versions() -> dict[str, str]:
 
 
 def hash_weights(checkpoint: str | Path) -> str | None:
-    """Return the sha256 of a local checkpoint's weights; None for one on the Hub or in several files."""
-    path = Path(checkpoint) / "model.safetensors"
-    if not path.exists():
-        return None
-    return checksum(path)
+    """Return the sha256 of a local checkpoint's weights; None for one on the Hub or without safetensors.
+
+    Of one file it is the file's own; of several, that of their names and sums.
+
+    Raises
+    ------
+    ValueError
+        See `weight_files`.
+    """
+    files = weight_files(checkpoint)
+    if len(files) == 1 and files[0].name == WEIGHTS_FILE:
+        return checksum(files[0])
+    lines = "".join(f"{path.name} {checksum(path)}\n" for path in files)
+    return hashlib.sha256(lines.encode()).hexdigest() if files else None
+
+
+def weight_files(checkpoint: str | Path) -> list[Path]:
+    """Return the safetensors files of a local checkpoint's weights, by name; none for one on the Hub or without them.
+
+    Raises
+    ------
+    ValueError
+        The index of several files names what is no safetensors file beside it.
+    """
+    folder = Path(checkpoint)
+    if (folder / WEIGHTS_FILE).exists():
+        return [folder / WEIGHTS_FILE]
+    if not (folder / WEIGHTS_INDEX).exists():
+        return []
+    index = read_json(folder / WEIGHTS_INDEX)
+    names = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(names, dict) or not names:
+        raise ValueError(f"{folder / WEIGHTS_INDEX} has no weight_map; write or download the checkpoint again")
+    files = [folder / name for name in sorted({str(name) for name in names.values()})]
+    wrong = next((path for path in files if path.suffix != ".safetensors" or path.parent != folder), None)
+    wrong = wrong or next((path for path in files if not path.is_file()), None)
+    if wrong is not None:
+        raise ValueError(
+            f"{folder / WEIGHTS_INDEX} names {str(wrong)!r}, which is no safetensors file beside it; write or download "
+            "the checkpoint again"
+        )
+    return files

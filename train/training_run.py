@@ -16,6 +16,9 @@ from transformers import EarlyStoppingCallback, enable_full_determinism, set_see
 from transformers.trainer_utils import IntervalStrategy
 
 from screformer.annotation.unknown_types import UNKNOWN_TYPES_FILE
+from screformer.model_cards.card_inputs import INPUTS_FILE
+from screformer.model_cards.golden_cells import CELLS, FACTS
+from screformer.model_cards.published_files import CHECKSUMS
 from screformer.tokenization.corpus import Corpus
 from screformer.train.arguments import ScReformerTrainingArguments
 from screformer.train.calibration_record import CALIBRATION_FIGURE, CALIBRATION_FILE
@@ -26,9 +29,18 @@ from screformer.train.checkpoints import (
     remove_broken_checkpoints,
     remove_checkpoints,
 )
+from screformer.train.distillation_report import remove_report
+from screformer.train.evaluate import CONFUSION_FILE, EVALUATION_FILE, PREDICTIONS_FILE, RELIABILITY_FILE, ROC_FILE
 from screformer.train.lora import ADAPTER_FOLDER, check_not_sharded, has_adapters, merge_adapters
 from screformer.train.resources import RESOURCE_FILES, write_resources
-from screformer.train.result_files import finite, read_json, software_versions, write_json
+from screformer.train.result_files import (
+    WEIGHTS_FILE,
+    WEIGHTS_INDEX,
+    finite,
+    read_json,
+    software_versions,
+    write_json,
+)
 from screformer.train.seen_cells import SEEN_FILES, record_seen_cells
 from screformer.train.telemetry import (
     CURVES_FILE,
@@ -42,6 +54,7 @@ from screformer.train.telemetry import (
 logger = logging.getLogger(__name__)
 
 RECORD_FILE, METRICS_FILE, BY_BIN_FIGURE = "training.json", "metrics.json", "masked_genes.png"
+CARD_FILE, DOWNSTREAM_FILE = "README.md", "downstream.json"
 # Settings that change what is learned; the others (logging, workers, devices) may differ when a run is resumed.
 DEFINING_SETTINGS = (
     "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
@@ -236,6 +249,12 @@ def _remove_run(folder: Path) -> None:
     shutil.rmtree(folder / ADAPTER_FOLDER, ignore_errors=True)
     results = (METRICS_FILE, HISTORY_FILE, CURVES_FILE, BY_BIN_FIGURE, *RESOURCE_FILES, *SEEN_FILES)
     of_classifiers = (UNKNOWN_TYPES_FILE, CALIBRATION_FILE, CALIBRATION_FIGURE)
-    for name in (RECORD_FILE, *results, *of_classifiers, "model.safetensors"):
+    # What was measured and told of the weights that go.
+    evaluation = (EVALUATION_FILE, PREDICTIONS_FILE, CONFUSION_FILE, ROC_FILE, RELIABILITY_FILE, DOWNSTREAM_FILE)
+    card = (CARD_FILE,) if (folder / RECORD_FILE).exists() else ()  # where there was no run it is somebody's own
+    published = (*card, INPUTS_FILE, CELLS, FACTS, CHECKSUMS)
+    weights = (WEIGHTS_FILE, WEIGHTS_INDEX, *(path.name for path in folder.glob("model-*-of-*.safetensors")))
+    for name in (RECORD_FILE, *results, *of_classifiers, *evaluation, *published, *weights):
         (folder / name).unlink(missing_ok=True)
+    remove_report(folder)
     remove_event_files(folder)
