@@ -36,6 +36,7 @@ from screformer.tokenization.corpus_plan import TOKENIZER_OPTIONS, CorpusOptions
 from screformer.tokenization.corpus_shards import (
     ShardItem,
     close_sources,
+    has_entries,
     load_tokenizer,
     read_hashes,
     read_whole_entry,
@@ -92,6 +93,7 @@ def build(
     OSError
         As of `Workers.run`.
     """
+    is_new = not (folder / PLAN).is_file()
     try:
         is_finished = _begin(folder, plan, tokenizer)
     except OSError:  # such as a full disk
@@ -114,7 +116,7 @@ def build(
             logger.info("going on in %s: %d of %d shards are done", folder, num_kept, len(items))
         _write_shards(todo, done, sum(item.num_cells for item in items), workers)
     except BaseException as error:
-        if not _is_of_use(folder, done, error):
+        if is_new and not _is_of_use(folder, error):
             shutil.rmtree(folder)
         raise
     finally:
@@ -358,11 +360,11 @@ def _column_batches(path: Path, column: str) -> Iterator[pa.Array]:
             yield batch.column(column)
 
 
-def _is_of_use(folder: Path, done: Mapping[str, Manifest], error: BaseException) -> bool:
-    """Whether a later run could go on with what is there: not if the same input would be refused again."""
-    if isinstance(error, KeyboardInterrupt | ChildProcessError):
-        return bool(done) or any((folder / WORK_FOLDER).iterdir())
-    return bool(done) and not isinstance(error, ValueError)
+def _is_of_use(folder: Path, error: BaseException) -> bool:
+    """Whether a later run could go on with what this one began: with its shards, or where it was only stopped."""
+    if has_entries(folder):
+        return True
+    return isinstance(error, KeyboardInterrupt | ChildProcessError) and any((folder / WORK_FOLDER).iterdir())
 
 
 def _tidy(folder: Path) -> None:
