@@ -61,6 +61,9 @@ class CellFile(ABC):
             It is damaged, or in a form that is not known.
         """
 
+    def choose(self, source: str) -> None:  # noqa: B027 - most have the same cells everywhere
+        """Make `num_cells` and `cell_ids` those of a matrix."""
+
     @abstractmethod
     def var(self, source: str) -> pd.DataFrame:
         """Names of a matrix' genes, as index, and what else is known of them, as text."""

@@ -305,6 +305,7 @@ def open_count_matrix(
                 msg = f"path: {file.name} has no cells"
                 raise ValueError(msg)
             stored, evidence = _choose_counts(file, layer, allow, opened)
+            file.choose(evidence[0].source)
             var = file.var(evidence[0].source)
             genes = _name_genes(var, gene_column, vocabulary or GeneVocabulary.human_v1())
             if opened is None:
