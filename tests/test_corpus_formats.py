@@ -1,8 +1,10 @@
-"""A corpus of a file that is not stored by rows is the corpus of one that is, and rewrites it once."""
+"""A corpus is the same whatever its sources are stored as, and a source is all the files that it is made of."""
 
 import tempfile
 
 import anndata
+import pytest
+from format_writers import write_tenx_folder
 from scipy import sparse
 from small_corpus import make_cells, make_tokenizer
 
@@ -32,3 +34,27 @@ def test_columns_are_rewritten_once_and_give_the_same_shards(tmp_path, monkeypat
     assert len(shards[0]) == 5
     assert len(calls) == 1
     assert list((tmp_path / "place").iterdir()) == []
+
+
+def _write_tenx(folder, **options):
+    cells = make_cells(8)
+    cells.var["ensembl_id"] = cells.var_names
+    return write_tenx_folder(cells, folder, compressed=False, **options)
+
+
+@pytest.mark.parametrize("table", ["features.tsv", "barcodes.tsv"])
+def test_the_tables_beside_a_matrix_are_part_of_it(tmp_path, table):
+    folder = _write_tenx(tmp_path)
+    build_corpus(folder / "matrix.mtx", tmp_path / "corpus", tokenizer=make_tokenizer())
+    build_corpus(folder / "matrix.mtx", tmp_path / "corpus", tokenizer=make_tokenizer())
+    with pytest.raises(ValueError, match="matrix.mtx has the same content as .*; give each file once"):
+        build_corpus([folder, folder / "matrix.mtx"], tmp_path / "twice", tokenizer=make_tokenizer())
+    lines = (folder / table).read_text().splitlines(keepends=True)
+    (folder / table).write_text("".join(reversed(lines)))
+    with pytest.raises(ValueError, match=r"made otherwise: files .*\(or their content\)"):
+        build_corpus(folder / "matrix.mtx", tmp_path / "corpus", tokenizer=make_tokenizer())
+
+
+def test_a_matrix_may_have_brackets_in_its_name(tmp_path):
+    folder = _write_tenx(tmp_path, prefix="GSM[1]_")
+    assert len(build_corpus(folder / "GSM[1]_matrix.mtx", tmp_path / "corpus", tokenizer=make_tokenizer())) == 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import gzip
 from collections.abc import Iterator
 from pathlib import Path
@@ -156,7 +157,7 @@ def find_tenx_files(path: Path) -> TenxFiles | None:
     ValueError
         There are several matrices.
     """
-    folder, pattern = (path, "*matrix.mtx*") if path.is_dir() else (path.parent, path.name)
+    folder, pattern = (path, "*matrix.mtx*") if path.is_dir() else (path.parent, glob.escape(path.name))
     found = sorted(one for one in folder.glob(pattern) if one.name.removesuffix(".gz").endswith("matrix.mtx"))
     if not found:
         return None
