@@ -113,7 +113,7 @@ def write_soma(adata, folder, *, form=sparse.csr_matrix, **options):
 
 
 def write_old_h5ad(adata, folder, *, version="0.7"):
-    """Write the layout of anndata 0.7 (categories apart, by reference) or 0.6 (arrays of records, categories in uns)."""
+    """Write the layout of anndata 0.7 (categories apart, by reference) or 0.6 (records, categories in uns)."""
     path = folder / "old.h5ad"
     counts = sparse.csr_matrix(adata.X)
     with h5py.File(path, "w") as file:

@@ -330,7 +330,7 @@ def test_ensembl_column_is_used_where_it_knows_more() -> None:
 
 @pytest.mark.parametrize("form", [scipy.sparse.csr_matrix, np.array])
 @pytest.mark.parametrize("column", ["feature_types", "feature_type"])
-def test_features_that_are_no_genes_are_left_out_with_their_counts(tokenizer: ScReformerTokenizer, form, column) -> None:
+def test_features_that_are_no_genes_are_left_out(tokenizer: ScReformerTokenizer, form, column) -> None:
     adata = _adata()
     expected = tokenizer(adata)
     counts = np.insert(adata.X.toarray(), [0, 5], 500, axis=1)

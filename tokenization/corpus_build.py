@@ -104,7 +104,7 @@ def build(
         _tidy(folder)
         return BuildCounts(0, len(read_json(folder / MANIFEST)["shards"]))
     done: dict[str, Manifest] = {}
-    rewritten = ExitStack()  # matrices whose temporary rows all workers read
+    rewritten = ExitStack()  # keeps the temporary rows, which all workers read
     try:
         sources = _survey(paths, folder, tokenizer, options, rewritten)
         template = _template(folder, tokenizer, options)
@@ -195,7 +195,7 @@ def _survey(
 ) -> list[_Source]:
     """Open every source once, and refuse what can be refused before counts are read.
 
-    One that is not stored by rows is rewritten now, once for all workers, and left open in `rewritten`.
+    One that is not stored by rows is rewritten now, once for all workers; `rewritten` keeps the rows.
     """
     sources = []
     for path in tqdm(paths, desc="open", unit="file", disable=None):
@@ -213,9 +213,11 @@ def _survey(
             if lacking:
                 msg = f"obs_columns: {matrix.name} has no {lacking[0]!r}, it has {matrix.obs_columns}"
                 raise ValueError(msg)
-            if matrix.prepare():
-                rewritten.enter_context(opened.pop_all())
+            is_rewritten = matrix.prepare()
             sources.append(_Source(matrix.source, matrix.num_cells))
+            if is_rewritten:
+                matrix.close_all_but_rows()  # of hundreds of sources, all files would be more than may be open
+                rewritten.enter_context(opened.pop_all())
     return sources
 
 

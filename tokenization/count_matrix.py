@@ -192,6 +192,12 @@ class CountMatrix:
         self._rows()
         return isinstance(self._stored, TemporaryRows)
 
+    def close_all_but_rows(self) -> None:
+        """Close every file; rows that were rewritten stay, for other processes that open `source`, until `close`."""
+        if isinstance(self._stored, TemporaryRows):
+            self._stored.close_files()
+        self._file.close()
+
     def close(self) -> None:
         """Close the file, and remove what was written temporarily."""
         if isinstance(self._stored, StoredRows):
@@ -307,6 +313,7 @@ def open_count_matrix(
             file.choose(evidence[0].source)
             var = file.var(evidence[0].source)
             genes = _name_genes(var, gene_column, vocabulary or GeneVocabulary.human_v1())
+            note = _note_more_genes(file, evidence, len(var))
             if opened is None:
                 _refuse_transposed(file, genes, vocabulary or GeneVocabulary.human_v1())
         matrix = CountMatrix(place, file, stored, genes=genes, evidence=evidence, allow=allow, rows_folder=rows_folder)
@@ -317,6 +324,10 @@ def open_count_matrix(
         file.close()
         raise
     logger.info("%r", matrix)
+    if note is not None:
+        matrix.notes.append(note)
+        if opened is None:
+            logger.warning("%s: %s", file.name, note)
     return matrix
 
 
@@ -388,6 +399,21 @@ def _name_genes(var: pd.DataFrame, gene_column: str | None, vocabulary: GeneVoca
         return GeneNames(plain, "var_names", vocabulary.map_names(plain))
     columns = {str(key): var[key] for key in var.columns}
     return choose_gene_names(var.index, columns, vocabulary=vocabulary, gene_column=gene_column)
+
+
+def _note_more_genes(file: CellFile, evidence: list[CountEvidence], num_genes: int) -> str | None:
+    """Say that counts of more genes are elsewhere, as where `X` was cut to variable genes and `raw` was not."""
+    tried = {place.source for place in file.places if place.is_tried}
+    others = [one.source for one in evidence[1:] if one.is_counts and one.source in tried]
+    sizes = {source: len(file.var(source)) for source in others if evidence[0].source in tried}
+    largest = max(sizes, key=lambda source: sizes[source], default=None)
+    if largest is None or sizes[largest] <= num_genes:
+        return None
+    layer = largest.removeprefix("layers/")
+    return (
+        f"{largest} has counts of {sizes[largest]} genes, {evidence[0].source} of {num_genes} alone, and the sum of a "
+        f"cell's counts is of these: to take all genes, pass layer={layer!r} (--layer {layer})."
+    )
 
 
 def _refuse_transposed(file: CellFile, genes: GeneNames, vocabulary: GeneVocabulary) -> None:

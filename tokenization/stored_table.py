@@ -70,7 +70,6 @@ class StoredTable:
             return _of_categories(column[start:stop], categories)
         return read_texts(column, start, stop)
 
-
     def _read_records(self, name: str, start: int, stop: int | None) -> list[str | None]:
         values = self._element[start:stop][name]
         stored = self._categories.get(f"{name}_categories")
