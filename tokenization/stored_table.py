@@ -73,7 +73,7 @@ class StoredTable:
     def _read_records(self, name: str, start: int, stop: int | None) -> list[str | None]:
         values = self._element[start:stop][name]
         stored = self._categories.get(f"{name}_categories")
-        if values.dtype.kind not in "iu" or not is_array(stored):
+        if stored is None or not is_array(stored) or values.dtype.kind not in "iu":
             return as_texts(values)
         categories = as_texts(np.atleast_1d(stored[()]))  # a single one is a scalar
         return _of_categories(values, categories) if values.max(initial=-1) < len(categories) else as_texts(values)
