@@ -113,7 +113,7 @@ def write_soma(adata, folder, *, form=sparse.csr_matrix, **options):
 
 
 def write_old_h5ad(adata, folder, *, version="0.7"):
-    """Write the layout of anndata 0.7 (categories apart, by reference) or 0.6 (tables as arrays of records)."""
+    """Write the layout of anndata 0.7 (categories apart, by reference) or 0.6 (records, categories in uns)."""
     path = folder / "old.h5ad"
     counts = sparse.csr_matrix(adata.X)
     with h5py.File(path, "w") as file:
@@ -126,6 +126,8 @@ def write_old_h5ad(adata, folder, *, version="0.7"):
         else:
             group.attrs.update({"h5sparse_format": b"csr", "h5sparse_shape": counts.shape})
             file["obs"], file["var"] = _records(adata.obs), _records(adata.var)
+            for name in adata.obs.select_dtypes("category"):
+                file[f"uns/{name}_categories"] = _bytes(adata.obs[name].cat.categories)
     return path
 
 
@@ -144,7 +146,10 @@ def _write_table_07(group, table):
 
 
 def _records(table):
-    columns = {"index": _bytes(table.index), **{name: _bytes(table[name]) for name in table}}
+    columns = {"index": _bytes(table.index)}
+    for name in table:
+        is_category = table[name].dtype == "category"
+        columns[name] = table[name].cat.codes.to_numpy() if is_category else _bytes(table[name])
     records = np.zeros(len(table), [(name, values.dtype) for name, values in columns.items()])
     for name, values in columns.items():
         records[name] = values

@@ -1,7 +1,9 @@
 """What a path leads to is told by its content; what is no file of cells gives one clear error."""
 
+import errno
 import os
 import sys
+import warnings
 
 import anndata
 import h5py
@@ -12,6 +14,7 @@ from format_writers import take_cells, write_h5ad, write_loom, write_old_h5ad, w
 from scipy import sparse
 
 from screformer.tokenization import GeneVocabulary, anndata_file, cell_formats, example_cells_path, open_count_matrix
+from screformer.tokenization.cell_file import reading
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +232,58 @@ def test_a_zarr_folder_that_lacks_files_is_refused(cells, vocabulary, tmp_path, 
     (chunk,) = (one for one in files if not one.name.startswith(".z") and one.name != "zarr.json")
     chunk.unlink()
     _refuses(path, vocabulary, ValueError, f"1 of the 1 files of /X/{key} are missing: copy the folder again")
+
+
+def test_a_zarr_folder_in_shards_is_whole_or_refused(cells, vocabulary, tmp_path):
+    zarr = pytest.importorskip("zarr", reason="zarr is not installed")
+    with anndata.settings.override(zarr_write_format=3):
+        path = write_zarr(cells, tmp_path)
+    group = zarr.open_group(str(path / "X"), mode="r+")
+    for key in ("data", "indices"):
+        values = group[key][:]
+        assert len(values) % 400 != 0
+        group.create_array(key, data=values, chunks=(100,), shards=(400,), overwrite=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # zarr's own, of formats to come
+        zarr.consolidate_metadata(str(path))
+    with open_count_matrix(path, vocabulary=vocabulary) as matrix:
+        assert (sparse.vstack(list(matrix.blocks(9))) != cells.X).nnz == 0
+    (path / "X" / "data" / "c" / "1").unlink()
+    _refuses(path, vocabulary, ValueError, r"files of /X/data are missing: copy the folder again")
+
+
+def test_attributes_may_be_texts_of_fixed_length(cells, vocabulary, tmp_path):
+    path = write_h5ad(cells, tmp_path)
+    with h5py.File(path, "r+") as file:
+        for table in (file["obs"], file["var"]):
+            table.attrs["_index"] = np.bytes_(table.attrs["_index"])
+            table.attrs["column-order"] = np.array(list(table.attrs["column-order"]), "S20")
+    with open_count_matrix(path, vocabulary=vocabulary) as matrix:
+        assert matrix.obs_columns == ["cell_type", "donor"]
+        assert matrix.cell_ids == list(cells.obs_names)
+        assert matrix.obs_column("donor") == list(cells.obs["donor"])
+
+
+def test_categories_of_an_old_file_are_not_taken_for_what_they_are_not(cells, vocabulary, tmp_path):
+    cells = cells[:, :].copy()
+    cells.obs["single"] = pd.Categorical(["one"] * 29 + [None])
+    cells.obs["other"] = pd.Categorical(["a", "b", "c"] * 10)
+    path = write_old_h5ad(cells, tmp_path, version="0.6")
+    with h5py.File(path, "r+") as file:
+        del file["uns/single_categories"], file["uns/other_categories"]
+        file["uns/single_categories"] = "one"  # as anndata wrote a single one
+        file["uns/other_categories"] = np.array([b"a", b"b"])
+    with open_count_matrix(path, vocabulary=vocabulary) as matrix:
+        assert matrix.obs_column("single", start=28) == ["one", None]
+        assert matrix.obs_column("other", stop=3) == ["0", "1", "2"]
+        assert matrix.obs_column("donor") == list(cells.obs["donor"])
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_limits_of_the_machine_are_not_called_damage(number):
+    with pytest.raises(OSError, match="the machine") as caught, reading("cells.h5ad", "X"):
+        raise OSError(number, "the machine")
+    assert caught.value.errno == number
 
 
 def test_columns_of_every_kind_become_text(cells, vocabulary, tmp_path):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import anndata
 import numpy as np
@@ -165,6 +166,32 @@ def test_a_damaged_shard_of_a_stopped_run_is_made_again(tmp_path, files, tokeniz
     build_corpus(files, tmp_path / "corpus", tokenizer=tokenizer, cells_per_shard=10)
     build_corpus(files, tmp_path / "whole", tokenizer=tokenizer, cells_per_shard=10)
     assert _bytes(tmp_path / "corpus") == _bytes(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("error", [ValueError("a worker of another release"), OSError("no space left on device")])
+def test_a_resume_that_fails_keeps_the_finished_shards(tmp_path, files, tokenizer, monkeypatch, error) -> None:
+    partial = _stop(tmp_path, files, monkeypatch, tokenizer=tokenizer)
+    kept = _bytes(partial)
+    for step in ("_survey", "_inspect_sources", "_write_shards"):
+        with monkeypatch.context() as patch:
+            patch.setattr(corpus_build, step, Mock(side_effect=error))
+            with pytest.raises(type(error), match=str(error)):
+                build_corpus(files, tmp_path / "corpus", tokenizer=tokenizer, cells_per_shard=10)
+        assert _bytes(partial) == kept
+
+
+def test_shards_that_were_finished_before_a_refusal_are_kept(tmp_path, files, tokenizer, monkeypatch) -> None:
+    write_shard = corpus_build.write_shard
+
+    def refuse_second(item, **options):
+        if item.file == "cells-00001.arrow":
+            raise ValueError("a worker of another release")
+        return write_shard(item, **options)
+
+    monkeypatch.setattr(corpus_build, "write_shard", refuse_second)
+    with pytest.raises(ValueError, match="another release"):
+        build_corpus(files, tmp_path / "corpus", tokenizer=tokenizer)
+    assert (tmp_path / "corpus.partial" / "cells-00000.arrow").is_file()
 
 
 def test_a_stopped_run_is_not_mixed_with_another(tmp_path, files, tokenizer, monkeypatch) -> None:

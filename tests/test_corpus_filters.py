@@ -10,6 +10,7 @@ from screformer.tokenization import build_corpus, open_corpus
 from screformer.tokenization.cell_filters import CellFilters
 from screformer.tokenization.corpus_split import HoldOut, choose_groups
 from screformer.tokenization.mitochondrial_genes import is_mitochondrial
+from screformer.train.corpus_columns import name_cells
 
 
 def write(path, cells, counts=None):
@@ -150,6 +151,22 @@ def test_whole_files_are_held_out(tmp_path) -> None:
     assert len(corpus.manifest["split"]["groups"]) == 2
     first = [int(name[0]) * 20 for name in corpus.manifest["split"]["groups"]]
     assert corpus.held_out.tolist() == [*range(first[0], first[0] + 20), *range(first[1], first[1] + 20)]
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path) -> None:
+    paths = [tmp_path / place / "cells.h5ad" for place in ("a/x", "b/x", "b/y")] + [tmp_path / "other.h5ad"]
+    for seed, path in enumerate(paths):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, make_cells(20, seed=seed))
+    corpus = build(tmp_path, paths, hold_out=HoldOut(0.25, "file"))
+    names = [source["name"] for source in corpus.manifest["sources"]]
+    assert names == ["a/x/cells.h5ad", "b/x/cells.h5ad", "y/cells.h5ad", "other.h5ad"]
+    (held_out,) = corpus.manifest["split"]["groups"]
+    first = names.index(held_out) * 20
+    assert corpus.held_out.tolist() == list(range(first, first + 20))
+    cell_names = name_cells(corpus).tolist()
+    assert len(set(cell_names)) == 80
+    assert cell_names[20] == "b/x/cells.h5ad/cell0"
 
 
 def test_groups_come_as_near_to_the_fraction_as_they_can() -> None:

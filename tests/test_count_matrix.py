@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 import scipy.sparse
 
-from screformer.tokenization import GeneVocabulary, example_cells_path, open_count_matrix
+from screformer.tokenization import GeneVocabulary, ScReformerTokenizer, example_cells_path, open_count_matrix
+from screformer.tokenization.passport import inspect_counts
 
 COUNTS = np.random.default_rng(0).poisson(0.5, size=(23, 12))
 
@@ -92,6 +93,39 @@ def test_counts_are_found_by_value_in_x_then_layer_then_raw(tmp_path, vocabulary
         assert matrix.count_source == "raw"
         assert len(matrix.gene_names) == 12
         np.testing.assert_array_equal(next(matrix.blocks(23)).toarray(), COUNTS)
+
+
+def test_counts_of_more_genes_elsewhere_are_noted(tmp_path, vocabulary, caplog) -> None:
+    adata = anndata.AnnData(scipy.sparse.csr_matrix(COUNTS), var=pd.DataFrame(index=[f"GENE{at}" for at in range(12)]))
+    adata.raw = adata
+    adata = adata[:, :3].copy()
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    note = (
+        "raw has counts of 12 genes, X of 3 alone, and the sum of a cell's counts is of these: to take all genes, pass "
+        "layer='raw' (--layer raw)."
+    )
+    tokenizer = ScReformerTokenizer(vocabulary, on_empty_cells="keep")
+    for source in (tmp_path / "cells.h5ad", adata):
+        caplog.clear()
+        with open_count_matrix(source, vocabulary=vocabulary) as matrix:
+            assert (matrix.count_source, matrix.num_genes, matrix.notes) == ("X", 3, [note])
+            assert inspect_counts(matrix, tokenizer, progress=False).notes == (note,)
+            assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+                f"{matrix.name}: {note}"
+            ]
+            known = matrix.source
+        with open_count_matrix(source, layer="raw", vocabulary=vocabulary) as matrix:
+            assert matrix.notes == []
+    with open_count_matrix(source, vocabulary=vocabulary, **{k: known[k] for k in ("layer", "opened")}) as other:
+        assert other.notes == [note]
+
+
+@pytest.mark.parametrize("dtype", ["float16", ">i4", ">f4"])
+def test_dense_numbers_in_memory_are_counts(vocabulary, dtype) -> None:
+    adata = anndata.AnnData(COUNTS.astype(dtype), var=pd.DataFrame(index=[f"GENE{at}" for at in range(12)]))
+    for cells, expected in ((adata, COUNTS), (adata[3:8], COUNTS[3:8])):
+        with open_count_matrix(cells, vocabulary=vocabulary) as matrix:
+            np.testing.assert_array_equal(scipy.sparse.vstack(list(matrix.blocks(4))).toarray(), expected)
 
 
 def test_a_fraction_late_in_the_file_is_seen(tmp_path, vocabulary) -> None:

@@ -253,6 +253,17 @@ def test_of_two_genomes_one_must_be_named(cells, tokenizer, tmp_path):
         assert matrix.gene_names == list(cells.var_names[::-1])
 
 
+def test_cells_are_those_of_the_named_genome(cells, tokenizer, tmp_path):
+    path = write_tenx_h5(cells[:40], tmp_path, version=2, genome="hg19")
+    write_tenx_h5(cells[40:], tmp_path, version=2, genome="mm10")
+    for genome, part in (("hg19", cells[:40]), ("mm10", cells[40:])):
+        with open_count_matrix(path, layer=genome, vocabulary=tokenizer.gene_vocabulary) as matrix:
+            assert matrix.cell_ids == list(part.obs_names)
+            assert (_all(matrix) != part.X).nnz == 0
+            with open_count_matrix(**matrix.source, vocabulary=tokenizer.gene_vocabulary) as other:
+                assert other.cell_ids == list(part.obs_names)
+
+
 def test_a_layer_of_loom_and_of_a_measurement_can_be_chosen(cells, tokenizer, tmp_path):
     spliced = cells.X.toarray() // 2
     path = write_loom(cells, tmp_path, layers={"spliced": spliced, "empty": np.zeros_like(spliced)})

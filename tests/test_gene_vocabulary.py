@@ -53,6 +53,14 @@ def test_human_v1_knows_immune_markers_and_renamed_genes(human: GeneVocabulary) 
     assert (positions >= 0).all()
 
 
+def test_a_missing_name_is_no_gene(human: GeneVocabulary) -> None:
+    assert "NaN" in human.aliases[human.symbols.index("SCN11A")]
+    names = ["nan", "NaN", "None", "NA", "na", "<NA>", "", " nan ", "SCN11A"]
+    mapping = human.map_names(names)
+    assert mapping.positions.tolist() == [-1] * 8 + [human.symbols.index("SCN11A")]
+    assert mapping.report.unknown == [name.strip() for name in names[:-1]]
+
+
 def test_both_copies_of_a_pseudoautosomal_gene_are_one_gene(human: GeneVocabulary) -> None:
     names = ["PLCXD1", "ENSG00000182378", "ENSG00000292344", "ENSG00000182378.15_PAR_Y"]
     positions = human.map_names(names).positions

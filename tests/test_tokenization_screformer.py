@@ -328,6 +328,35 @@ def test_ensembl_column_is_used_where_it_knows_more() -> None:
     assert better.source == "var_names"
 
 
+@pytest.mark.parametrize("form", [scipy.sparse.csr_matrix, np.array])
+@pytest.mark.parametrize("column", ["feature_types", "feature_type"])
+def test_features_that_are_no_genes_are_left_out(tokenizer: ScReformerTokenizer, form, column) -> None:
+    adata = _adata()
+    expected = tokenizer(adata)
+    counts = np.insert(adata.X.toarray(), [0, 5], 500, axis=1)
+    names = np.insert(adata.var_names.to_numpy(object), [0, 5], ["OLD7", "OLD8"])
+    types = np.insert(np.full(adata.n_vars, "Gene Expression", object), [0, 5], "Antibody Capture")
+    mixed = anndata.AnnData(form(counts), var=pd.DataFrame({column: types}, index=names))
+    mixed.layers["counts"] = mixed.X
+    for encoded in (tokenizer(mixed), tokenizer(mixed, layer="counts"), tokenizer(mixed, gene_names=list(names))):
+        np.testing.assert_array_equal(encoded["input_ids"], expected["input_ids"])
+    with pytest.raises(ValueError, match="got 3 for 49 columns"):
+        tokenizer(mixed, gene_names=["GENE1", "GENE2", "GENE3"])
+    mixed.var[column] = "gene"
+    assert (tokenizer(mixed)["input_ids"] != expected["input_ids"]).any()
+
+
+@pytest.mark.parametrize("missing", [None, np.nan, pd.NA, "", "nan", "NaN", "None", "NA", "<NA>"])
+def test_var_names_fill_in_where_a_column_has_no_name(missing) -> None:
+    vocabulary = GeneVocabulary(["ENSG1", "ENSG2"], symbols=["A", "B"], aliases=[["NaN", "None", "NA", "<NA>"], []])
+    adata = anndata.AnnData(np.array([[1, 9]]), var=pd.DataFrame(index=["B", "x"]))
+    adata.var["symbol"] = np.array([missing, "A"], dtype=object)
+    encoded = ScReformerTokenizer(vocabulary)(adata, gene_column="symbol")
+    assert encoded["input_ids"].tolist() == [[5, 5]]
+    adata.var_names = [str(missing), "A"]
+    assert ScReformerTokenizer(vocabulary)(adata)["input_ids"].tolist() == [[5, 0]]
+
+
 def test_an_empty_cell_is_named_or_kept() -> None:
     counts = np.array([[1, 2, 0], [0, 0, 0], [0, 0, 7]])
     names = ["GENE0", "GENE1", "unknown"]

@@ -40,7 +40,7 @@ class AnnDataFile(CellFile):
         if missing:
             msg = f"path: {name} is no AnnData (it has {sorted(root)}, obs and var are needed)"
             raise ValueError(msg)
-        self._obs = StoredTable(root["obs"])
+        self._obs = StoredTable(root["obs"], root.get("uns"))
         self.num_cells = self._obs.num_rows
         self.obs_columns = self._obs.columns
         layers = sorted(root["layers"]) if "layers" in root else []
@@ -53,7 +53,7 @@ class AnnDataFile(CellFile):
     def open_matrix(self, source: str) -> StoredRows | StoredColumns:
         """Open `X`, a layer or `raw`."""
         stored = open_element(self._root[self._keys[source]])
-        num_genes = StoredTable(self._var_element(source)).num_rows
+        num_genes = self._var(source).num_rows
         if stored.shape != (self.num_cells, num_genes):
             msg = (
                 f"{source} has the shape {stored.shape}, but there are {self.num_cells} cells in obs and {num_genes} "
@@ -64,7 +64,7 @@ class AnnDataFile(CellFile):
 
     def var(self, source: str) -> pd.DataFrame:
         """`var`, or `raw.var`, whose genes are often more."""
-        return StoredTable(self._var_element(source)).to_frame()
+        return self._var(source).to_frame()
 
     def cell_ids(self, start: int, stop: int) -> list[str]:
         """Index of `obs`."""
@@ -81,10 +81,10 @@ class AnnDataFile(CellFile):
         elif hasattr(self._root, "store"):
             self._root.store.close()
 
-    def _var_element(self, source: str) -> Element:
+    def _var(self, source: str) -> StoredTable:
         if source != "raw":
-            return self._root["var"]
-        return self._root["raw.var" if "raw.var" in self._root else "raw/var"]
+            return StoredTable(self._root["var"], self._root.get("uns"))
+        return StoredTable(self._root["raw.var" if "raw.var" in self._root else "raw/var"])
 
     def _is_there(self, key: str) -> bool:
         return key in self._root and _attribute(self._root[key], "encoding-type") != "null"
@@ -145,7 +145,8 @@ def _refuse_missing_chunks(*arrays: Element) -> None:
     It writes no file for a chunk of zeros alone: here that can only be a last one of a single number.
     """
     for array in arrays:
-        missing = int(array.nchunks - array.nchunks_initialized) if hasattr(array, "nchunks_initialized") else 0
+        # Of an array in shards, all chunks of a shard that is there are counted, those beyond the end too.
+        missing = max(0, int(array.nchunks - array.nchunks_initialized)) if hasattr(array, "nchunks_initialized") else 0
         is_last = missing == 1 and len_of(array) % int(array.chunks[0]) == 1 and not np.any(array[-1:])
         if missing and not is_last:
             msg = f"{missing} of the {array.nchunks} files of {array.name} are missing: copy the folder again"

@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.sparse import csc_array, csc_matrix, csr_matrix
 
 from screformer.tokenization.cell_file import CellFile, Place
-from screformer.tokenization.stored_rows import StoredRows
+from screformer.tokenization.stored_rows import StoredRows, as_scipy_numbers
 from screformer.tokenization.stored_table import as_texts
 
 if TYPE_CHECKING:
@@ -80,4 +80,5 @@ class SlicedRows(StoredRows):
     def read(self, start: int, stop: int) -> csr_matrix:
         """Return the rows `start` to `stop`."""
         rows = self._matrix[start:stop]
-        return csr_matrix(rows.compute() if hasattr(rows, "compute") else rows)
+        rows = rows.compute() if hasattr(rows, "compute") else rows
+        return csr_matrix(as_scipy_numbers(rows) if isinstance(rows, np.ndarray) else rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,9 @@ from typing import NamedTuple
 import pandas as pd
 
 from screformer.tokenization.stored_rows import StoredColumns, StoredRows
+
+# The machine's limits, which say nothing about a file: disk space, open files, memory.
+OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class Place(NamedTuple):
@@ -61,6 +65,9 @@ class CellFile(ABC):
             It is damaged, or in a form that is not known.
         """
 
+    def choose(self, source: str) -> None:  # noqa: B027 - most have the same cells everywhere
+        """Make `num_cells` and `cell_ids` those of a matrix."""
+
     @abstractmethod
     def var(self, source: str) -> pd.DataFrame:
         """Names of a matrix' genes, as index, and what else is known of them, as text."""
@@ -98,6 +105,8 @@ def reading(name: str, what: str) -> Iterator[None]:
     ------
     ValueError
         Reading failed.
+    OSError
+        The file is not there, may not be read, or the machine has no disk space, open files or memory left.
     """
     try:
         yield
@@ -109,6 +118,8 @@ def reading(name: str, what: str) -> Iterator[None]:
     except (FileNotFoundError, PermissionError):
         raise
     except (OSError, EOFError, KeyError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
+            raise
         text = str(error).strip() or type(error).__name__
         remedy = (
             "It was compressed by a plugin: `pip install hdf5plugin` and import it first, or write the file with gzip"

@@ -36,6 +36,7 @@ from screformer.tokenization.corpus_plan import TOKENIZER_OPTIONS, CorpusOptions
 from screformer.tokenization.corpus_shards import (
     ShardItem,
     close_sources,
+    has_entries,
     load_tokenizer,
     read_hashes,
     read_whole_entry,
@@ -92,6 +93,7 @@ def build(
     OSError
         As of `Workers.run`.
     """
+    is_new = not (folder / PLAN).is_file()
     try:
         is_finished = _begin(folder, plan, tokenizer)
     except OSError:  # such as a full disk
@@ -102,7 +104,7 @@ def build(
         _tidy(folder)
         return BuildCounts(0, len(read_json(folder / MANIFEST)["shards"]))
     done: dict[str, Manifest] = {}
-    rewritten = ExitStack()  # matrices whose temporary rows all workers read
+    rewritten = ExitStack()  # keeps the temporary rows, which all workers read
     try:
         sources = _survey(paths, folder, tokenizer, options, rewritten)
         template = _template(folder, tokenizer, options)
@@ -114,7 +116,7 @@ def build(
             logger.info("going on in %s: %d of %d shards are done", folder, num_kept, len(items))
         _write_shards(todo, done, sum(item.num_cells for item in items), workers)
     except BaseException as error:
-        if not _is_of_use(folder, done, error):
+        if is_new and not _is_of_use(folder, error):
             shutil.rmtree(folder)
         raise
     finally:
@@ -193,7 +195,7 @@ def _survey(
 ) -> list[_Source]:
     """Open every source once, and refuse what can be refused before counts are read.
 
-    One that is not stored by rows is rewritten now, once for all workers, and left open in `rewritten`.
+    One that is not stored by rows is rewritten now, once for all workers; `rewritten` keeps the rows.
     """
     sources = []
     for path in tqdm(paths, desc="open", unit="file", disable=None):
@@ -211,9 +213,11 @@ def _survey(
             if lacking:
                 msg = f"obs_columns: {matrix.name} has no {lacking[0]!r}, it has {matrix.obs_columns}"
                 raise ValueError(msg)
-            if matrix.prepare():
-                rewritten.enter_context(opened.pop_all())
+            is_rewritten = matrix.prepare()
             sources.append(_Source(matrix.source, matrix.num_cells))
+            if is_rewritten:
+                matrix.close_all_but_rows()  # of hundreds of sources, all files would be more than may be open
+                rewritten.enter_context(opened.pop_all())
     return sources
 
 
@@ -358,11 +362,11 @@ def _column_batches(path: Path, column: str) -> Iterator[pa.Array]:
             yield batch.column(column)
 
 
-def _is_of_use(folder: Path, done: Mapping[str, Manifest], error: BaseException) -> bool:
-    """Whether a later run could go on with what is there: not if the same input would be refused again."""
-    if isinstance(error, KeyboardInterrupt | ChildProcessError):
-        return bool(done) or any((folder / WORK_FOLDER).iterdir())
-    return bool(done) and not isinstance(error, ValueError)
+def _is_of_use(folder: Path, error: BaseException) -> bool:
+    """Whether a later run could go on with what this one began: with its shards, or where it was only stopped."""
+    if has_entries(folder):
+        return True
+    return isinstance(error, KeyboardInterrupt | ChildProcessError) and any((folder / WORK_FOLDER).iterdir())
 
 
 def _tidy(folder: Path) -> None:

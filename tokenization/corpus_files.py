@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,16 +60,22 @@ def checksum(path: Path, advance: Callable[[int], object] | None = None) -> str:
 
     `advance` is called with the number of bytes read.
     """
-    digest = hashlib.sha256()
     if path.is_dir():
-        for file in files_under(path):
-            digest.update(f"{file.relative_to(path).as_posix()}\0{checksum(file, advance)}\n".encode())
-        return digest.hexdigest()
+        return checksum_of_files(files_under(path), path, advance)
+    digest = hashlib.sha256()
     with path.open("rb") as content:
         while chunk := content.read(1 << 20):
             digest.update(chunk)
             if advance is not None:
                 advance(len(chunk))
+    return digest.hexdigest()
+
+
+def checksum_of_files(files: Sequence[Path], folder: Path, advance: Callable[[int], object] | None = None) -> str:
+    """Sha256, in hexadecimal, of the names and contents of files in a folder; `advance` as for `checksum`."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(folder).as_posix()}\0{checksum(file, advance)}\n".encode())
     return digest.hexdigest()
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -12,10 +13,11 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from screformer.tokenization.cell_filters import CellFilters
-from screformer.tokenization.corpus_files import Manifest, checksum, files_under
+from screformer.tokenization.corpus_files import Manifest, checksum, checksum_of_files, files_under
 from screformer.tokenization.corpus_shards import OWN_COLUMNS
 from screformer.tokenization.corpus_split import CELL, FILE, HoldOut
 from screformer.tokenization.passport_problems import check_allowed
+from screformer.tokenization.tenx_file import find_tenx_files
 from screformer.tokenization.tokenization_screformer import ScReformerTokenizer
 
 FORMAT = "screformer-corpus"
@@ -91,26 +93,54 @@ def is_address(path: str | Path) -> bool:
 def describe_sources(sources: Sequence[Path | str]) -> list[Manifest]:
     """Return name and sha256 of each source: of the content of files, of the text of an address.
 
+    The name is that of the file or folder, after as many folders above as make it unique among the sources.
+
     Raises
     ------
     ValueError
         Two have the same content, whatever they are called.
     """
-    sizes = [sum(file.stat().st_size for file in files_under(one)) for one in sources if isinstance(one, Path)]
+    sizes = [file.stat().st_size for one in sources if isinstance(one, Path) for file in _files_of(one)]
     first_with: dict[str, Path | str] = {}
     described = []
     with tqdm(total=sum(sizes), desc="checksums", unit="B", unit_scale=True, disable=None) as bar:
-        for source in sources:
-            if isinstance(source, Path):
-                entry: Manifest = {"name": source.name, "sha256": checksum(source, bar.update)}
-            else:
-                entry = {"name": source, "sha256": hashlib.sha256(source.encode()).hexdigest()}
+        for source, name in zip(sources, _unique_names(sources), strict=True):
+            entry: Manifest = {"name": name, "sha256": _checksum(source, bar.update)}
             if entry["sha256"] in first_with:
                 msg = f"paths: {source} has the same content as {first_with[entry['sha256']]}; give each file once"
                 raise ValueError(msg)
             first_with[entry["sha256"]] = source
             described.append(entry)
     return described
+
+
+def _checksum(source: Path | str, advance: Callable[[int], object]) -> str:
+    if isinstance(source, str):
+        return hashlib.sha256(source.encode()).hexdigest()
+    if source.is_dir() or _files_of(source) == [source]:
+        return checksum(source, advance)
+    return checksum_of_files(_files_of(source), source.parent, advance)
+
+
+def _files_of(source: Path) -> list[Path]:
+    """Return the files that a source is made of: a matrix.mtx is one with the tables beside it."""
+    tenx = None if source.is_dir() else find_tenx_files(source)
+    return files_under(source) if tenx is None else sorted(tenx)
+
+
+def _unique_names(sources: Sequence[Path | str]) -> list[str]:
+    parts = [source.absolute().parts if isinstance(source, Path) else (source,) for source in sources]
+    depths = [1] * len(parts)
+    while True:
+        names = ["/".join(one[-depth:]) for one, depth in zip(parts, depths, strict=True)]
+        counts = Counter(names)
+        longer = [
+            depth + (counts[name] > 1 and depth < len(one))
+            for one, depth, name in zip(parts, depths, names, strict=True)
+        ]
+        if longer == depths:
+            return names
+        depths = longer
 
 
 def make_plan(sources: Sequence[Path | str], tokenizer: ScReformerTokenizer, options: CorpusOptions) -> Manifest:

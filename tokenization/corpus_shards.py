@@ -159,6 +159,11 @@ def read_whole_entry(folder: Path, file: str) -> Manifest | None:
     return entry if is_whole(folder, entry) else None
 
 
+def has_entries(folder: Path) -> bool:
+    """Whether any shard was finished."""
+    return any((folder / WORK_FOLDER).glob("cells-*.json"))
+
+
 def is_whole(folder: Path, entry: Manifest) -> bool:
     """Whether the file of an entry is there and as it was written."""
     path = folder / entry["file"]

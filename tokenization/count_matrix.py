@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -20,15 +21,13 @@ from screformer.tokenization.freed_memory import give_back_freed_memory
 from screformer.tokenization.gene_vocabulary import GeneMapping, GeneVocabulary
 from screformer.tokenization.stored_rows import ChosenGenes, StoredColumns, StoredRows
 from screformer.tokenization.temporary_rows import TemporaryRows, open_shared_rows, rewrite_by_rows
-from screformer.tokenization.tokenization_screformer import GeneNames, choose_gene_names
+from screformer.tokenization.tokenization_screformer import GeneNames, choose_gene_names, find_other_features
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 BLOCKS_BETWEEN_GIVING_BACK = 64
-FEATURE_TYPE_COLUMNS = ("feature_types", "feature_type")
-GENE_EXPRESSION = "Gene Expression"
 # Transposed: many names of cells are genes, and few names of genes are.
 MIN_GENES_AMONG_CELLS = 0.5
 MAX_GENES_AMONG_GENES = 0.05
@@ -193,6 +192,12 @@ class CountMatrix:
         self._rows()
         return isinstance(self._stored, TemporaryRows)
 
+    def close_all_but_rows(self) -> None:
+        """Close every file; rows that were rewritten stay, for other processes that open `source`, until `close`."""
+        if isinstance(self._stored, TemporaryRows):
+            self._stored.close_files()
+        self._file.close()
+
     def close(self) -> None:
         """Close the file, and remove what was written temporarily."""
         if isinstance(self._stored, StoredRows):
@@ -305,8 +310,10 @@ def open_count_matrix(
                 msg = f"path: {file.name} has no cells"
                 raise ValueError(msg)
             stored, evidence = _choose_counts(file, layer, allow, opened)
+            file.choose(evidence[0].source)
             var = file.var(evidence[0].source)
             genes = _name_genes(var, gene_column, vocabulary or GeneVocabulary.human_v1())
+            note = _note_more_genes(file, evidence, len(var))
             if opened is None:
                 _refuse_transposed(file, genes, vocabulary or GeneVocabulary.human_v1())
         matrix = CountMatrix(place, file, stored, genes=genes, evidence=evidence, allow=allow, rows_folder=rows_folder)
@@ -317,6 +324,10 @@ def open_count_matrix(
         file.close()
         raise
     logger.info("%r", matrix)
+    if note is not None:
+        matrix.notes.append(note)
+        if opened is None:
+            logger.warning("%s: %s", file.name, note)
     return matrix
 
 
@@ -383,14 +394,26 @@ def _no_counts(
 
 
 def _name_genes(var: pd.DataFrame, gene_column: str | None, vocabulary: GeneVocabulary) -> GeneNames:
-    if gene_column is None or (gene_column != "var_names" and gene_column not in var.columns):
-        columns = {str(key): var[key] for key in var.columns}
-        return choose_gene_names(var.index, columns, vocabulary=vocabulary, gene_column=gene_column)
-    plain = [str(name) for name in var.index]
     if gene_column == "var_names" and gene_column not in var.columns:
+        plain = [str(name) for name in var.index]
         return GeneNames(plain, "var_names", vocabulary.map_names(plain))
-    names = [value or name for value, name in zip(var[gene_column], plain, strict=True)]
-    return GeneNames(names, f"var[{gene_column!r}]", vocabulary.map_names(names))
+    columns = {str(key): var[key] for key in var.columns}
+    return choose_gene_names(var.index, columns, vocabulary=vocabulary, gene_column=gene_column)
+
+
+def _note_more_genes(file: CellFile, evidence: list[CountEvidence], num_genes: int) -> str | None:
+    """Say that counts of more genes are elsewhere, as where `X` was cut to variable genes and `raw` was not."""
+    tried = {place.source for place in file.places if place.is_tried}
+    others = [one.source for one in evidence[1:] if one.is_counts and one.source in tried]
+    sizes = {source: len(file.var(source)) for source in others if evidence[0].source in tried}
+    largest = max(sizes, key=lambda source: sizes[source], default=None)
+    if largest is None or sizes[largest] <= num_genes:
+        return None
+    layer = largest.removeprefix("layers/")
+    return (
+        f"{largest} has counts of {sizes[largest]} genes, {evidence[0].source} of {num_genes} alone, and the sum of a "
+        f"cell's counts is of these: to take all genes, pass layer={layer!r} (--layer {layer})."
+    )
 
 
 def _refuse_transposed(file: CellFile, genes: GeneNames, vocabulary: GeneVocabulary) -> None:
@@ -411,13 +434,9 @@ def _refuse_transposed(file: CellFile, genes: GeneNames, vocabulary: GeneVocabul
 
 
 def _leave_out_other_features(matrix: CountMatrix, var: pd.DataFrame) -> None:
-    """Leave out antibodies, guides and the like, which may be called like genes (CD4, CD19) and are no expression."""
-    column = next((key for key in FEATURE_TYPE_COLUMNS if key in var.columns), None)
-    if column is None:
-        return
-    is_gene = (var[column] == GENE_EXPRESSION).to_numpy()
-    if is_gene.all() or not is_gene.any():
-        return
-    others = var[column][~is_gene].astype(str).value_counts().to_dict()
-    kinds = ", ".join(f"{count} of type {kind!r}" for kind, count in others.items())
-    matrix._leave_out(np.flatnonzero(is_gene), f"features that are no gene expression were left out: {kinds}.")
+    """Leave out antibodies, guides and the like."""
+    others = find_other_features({str(key): var[key] for key in var.columns})
+    if others:
+        kinds = ", ".join(f"{count} of type {kind!r}" for kind, count in Counter(others.values()).most_common())
+        kept = np.setdiff1d(np.arange(len(var)), list(others))
+        matrix._leave_out(kept, f"features that are no gene expression were left out: {kinds}.")

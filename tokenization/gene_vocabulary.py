@@ -24,6 +24,8 @@ MAX_GENES = 65_535  # positions are stored as uint16
 HUMAN_TABLE = "genes_human.tsv.gz"
 # ENSG00000182378, ENSG00000182378.15, ENSG00000182378.15_PAR_Y (GENCODE's mark for the copy on chromosome Y).
 _ENSEMBL_ID = re.compile(r"(ENS[A-Z]*G\d{6,})(\.\d+)?(_PAR_Y)?", re.IGNORECASE)
+# What a missing name becomes as text; NaN is also an alias of a gene.
+_NO_NAMES = ("", "NAN", "NONE", "NA", "<NA>")
 
 MatchKind = Literal["ensembl_id", "symbol", "alias", "ambiguous", "unknown"]
 
@@ -243,7 +245,7 @@ class GeneVocabulary:
         In this order: an Ensembl id (version and `_PAR_Y` stripped); a current symbol; an alias or previous symbol of
         exactly one gene; a current symbol whose dashes became dots, as R writes them (`HLA.A` is `HLA-A`). Upper and
         lower case are ignored (`C1ORF112` is `C1orf112`). A current symbol is always that gene, even where it once
-        named another.
+        named another. What a missing name becomes as text, such as "nan", is no gene.
 
         Raises
         ------
@@ -333,6 +335,8 @@ class GeneVocabulary:
         return by_id
 
     def _match(self, text: str) -> _Match:
+        if is_no_name(text):
+            return _Match(-1, "unknown")
         folded = text.upper()
         at_id = self._by_id.get(_bare_id(text))
         if at_id is not None:
@@ -384,6 +388,11 @@ class GeneVocabulary:
 def is_ensembl_id(name: str) -> bool:
     """Whether a name has the form of an Ensembl gene id, of any species, with or without a version."""
     return _ENSEMBL_ID.fullmatch(name) is not None
+
+
+def is_no_name(text: str) -> bool:
+    """Whether it is what a missing name becomes as text: "nan", "None", "NA", "<NA>" in any case, or nothing."""
+    return text.strip().upper() in _NO_NAMES
 
 
 def read_gene_table(path: Path) -> list[dict[str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,13 @@ Element = Any
 class StoredTable:
     """A table as anndata writes it, in HDF5 or zarr, since version 0.6.
 
+    Parameters
+    ----------
+    element
+        The table.
+    categories
+        `uns` of the file, where anndata before 0.7 kept the categories of a column, as "NAME_categories".
+
     Attributes
     ----------
     columns
@@ -23,21 +30,22 @@ class StoredTable:
         Length.
     """
 
-    def __init__(self, element: Element) -> None:
+    def __init__(self, element: Element, categories: Mapping[str, Element] | None = None) -> None:
         self._element = element
+        self._categories = {} if categories is None else categories
         if is_array(element):  # anndata before 0.7: one array of records
             fields = list(element.dtype.names or ())
             self._index = next((name for name in ("index", "_index") if name in fields), fields[0] if fields else "")
             self.columns = [name for name in fields if name != self._index]
             self.num_rows = int(element.shape[0])
             return
-        self._index = str(element.attrs.get("_index", "_index"))
+        self._index = as_texts([element.attrs.get("_index", "_index")])[0] or ""
         if self._index not in element:
             msg = f"{element.name} has no index {self._index!r}: it is no table as anndata writes it"
             raise ValueError(msg)
         default = [name for name in element if name not in (self._index, "__categories")]
         order = element.attrs.get("column-order", default)
-        self.columns = [str(name) for name in order]
+        self.columns = [text or "" for text in as_texts(order)]
         self.num_rows = _num_values(element[self._index])
 
     def index(self, start: int = 0, stop: int | None = None) -> list[str]:
@@ -55,12 +63,20 @@ class StoredTable:
 
     def _read(self, name: str, start: int, stop: int | None) -> list[str | None]:
         if is_array(self._element):
-            return as_texts(self._element[start:stop][name])
+            return self._read_records(name, start, stop)
         column = self._element[name]
         if is_array(column) and "categories" in column.attrs:  # anndata 0.7
             categories = as_texts(self._element["__categories"][name][:])
             return _of_categories(column[start:stop], categories)
         return read_texts(column, start, stop)
+
+    def _read_records(self, name: str, start: int, stop: int | None) -> list[str | None]:
+        values = self._element[start:stop][name]
+        stored = self._categories.get(f"{name}_categories")
+        if stored is None or not is_array(stored) or values.dtype.kind not in "iu":
+            return as_texts(values)
+        categories = as_texts(np.atleast_1d(stored[()]))  # a single one is a scalar
+        return _of_categories(values, categories) if values.max(initial=-1) < len(categories) else as_texts(values)
 
 
 def read_texts(element: Element, start: int = 0, stop: int | None = None) -> list[str | None]:

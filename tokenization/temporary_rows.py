@@ -84,10 +84,14 @@ class TemporaryRows(CompressedRows):
         super().__init__(data, indices, indptr, (num_cells, num_genes), is_checked=True)
         self._remove = None if owner is None else weakref.finalize(self, _remove_folder, folder, owner, os.getpid())
 
-    def close(self) -> None:
-        """Close the files and remove the folder."""
+    def close_files(self) -> None:
+        """Close the files alone: the folder stays, for others to read, until `close`."""
         for file in self._files:
             file.close()
+
+    def close(self) -> None:
+        """Close the files and remove the folder."""
+        self.close_files()
         if self._remove is not None:
             self._remove()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import gzip
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,8 +36,7 @@ class TenxH5File(CellFile):
         genomes = [key for key in file if isinstance(file[key], h5py.Group) and "barcodes" in file[key]]
         self.places = [Place(genome, len(genomes) == 1) for genome in genomes]
         self.obs_columns: list[str] = []
-        self.num_cells = max(int(file[genome]["barcodes"].shape[0]) for genome in genomes)
-        self._barcodes = file[genomes[0]]["barcodes"]
+        self.choose(max(genomes, key=lambda genome: file[genome]["barcodes"].shape[0]))
 
     def open_matrix(self, source: str) -> StoredRows:
         """Open the matrix of a group."""
@@ -50,9 +50,13 @@ class TenxH5File(CellFile):
         if tables != (num_genes, num_cells):
             msg = f"{source} is {num_genes} genes x {num_cells} cells, but has names for {tables[0]} x {tables[1]}"
             raise ValueError(msg)
-        self._barcodes, self.num_cells = group["barcodes"], num_cells
         data, indices = read_by_libdeflate(group["data"]), read_by_libdeflate(group["indices"])
         return CompressedRows(data, indices, group["indptr"], (num_cells, num_genes))
+
+    def choose(self, source: str) -> None:
+        """Take the cells of a group: version 2 may name others for each genome."""
+        self._barcodes = self._file[source]["barcodes"]
+        self.num_cells = int(self._barcodes.shape[0])
 
     def var(self, source: str) -> pd.DataFrame:
         """Gene names, `gene_ids`, and since version 3 `feature_types` and `genome`."""
@@ -153,7 +157,7 @@ def find_tenx_files(path: Path) -> TenxFiles | None:
     ValueError
         There are several matrices.
     """
-    folder, pattern = (path, "*matrix.mtx*") if path.is_dir() else (path.parent, path.name)
+    folder, pattern = (path, "*matrix.mtx*") if path.is_dir() else (path.parent, glob.escape(path.name))
     found = sorted(one for one in folder.glob(pattern) if one.name.removesuffix(".gz").endswith("matrix.mtx"))
     if not found:
         return None

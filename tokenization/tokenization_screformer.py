@@ -18,12 +18,14 @@ from .expression_bins import (
     as_counts_csr,
     check_raw_counts,
 )
-from .gene_vocabulary import GeneMapping, GeneVocabulary, is_ensembl_id, load_vocabulary
+from .gene_vocabulary import GeneMapping, GeneVocabulary, is_ensembl_id, is_no_name, load_vocabulary
 from .row_tokens import BinRule, tokenize_rows
 
 VOCAB_FILES_NAMES = {"vocab_file": "genes.json"}
 PAD_TOKEN = "[PAD]"
 MASK_TOKEN = "[MASK]"
+FEATURE_TYPE_COLUMNS = ("feature_types", "feature_type")
+GENE_EXPRESSION = "Gene Expression"
 GeneSpace = Literal["full", "expressed"]
 
 
@@ -165,12 +167,14 @@ class ScReformerTokenizer(PreTrainedTokenizer):
         Parameters
         ----------
         cells
-            Raw counts, cells x genes: an AnnData, a sparse matrix, or anything `numpy.asarray` reads.
+            Raw counts, cells x genes: an AnnData, a sparse matrix, or anything `numpy.asarray` reads. Features of an
+            AnnData that are no gene expression by its column `feature_types`, such as antibodies, are left out.
         gene_names
             Ensembl ids, symbols or aliases, one a column; for an AnnData they are found in it.
         layer, gene_column
             Of an AnnData: the layer with the counts (else `X`), the column of `var` with the gene names (else a column
-            of Ensembl ids if the vocabulary knows more of them, else `var_names`).
+            of Ensembl ids if the vocabulary knows more of them, else `var_names`). Where that column has no name, the
+            `var_names` fill in.
         gene_space
             "full": every gene of the vocabulary in order, (num_cells, num_genes). "expressed": only genes with counts,
             padded to the cell with most of them.
@@ -193,8 +197,7 @@ class ScReformerTokenizer(PreTrainedTokenizer):
         """
         _check_choice("gene_space", gene_space, ("full", "expressed"))
         _check_choice("return_tensors", return_tensors, (None, "np", "pt"))
-        matrix, names, hint = self._read_input(cells, gene_names, layer, gene_column)
-        counts = as_counts_csr(matrix)
+        counts, names, hint = self._read_input(cells, gene_names, layer, gene_column)
         if len(names.names) != counts.num_genes:
             msg = f"gene_names: one name a column is needed, got {len(names.names)} for {counts.num_genes} columns"
             raise ValueError(msg)
@@ -397,7 +400,7 @@ class ScReformerTokenizer(PreTrainedTokenizer):
 
     def _read_input(
         self, cells: Any, gene_names: Sequence[str] | None, layer: str | None, gene_column: str | None
-    ) -> tuple[Any, GeneNames, str]:
+    ) -> tuple[CountsCSR, GeneNames, str]:
         if not hasattr(cells, "var_names"):
             if layer is not None or gene_column is not None:
                 msg = "layer and gene_column are of an AnnData; for a matrix give gene_names alone"
@@ -406,7 +409,7 @@ class ScReformerTokenizer(PreTrainedTokenizer):
                 msg = "gene_names is missing: with a matrix, give one name a column (Ensembl ids or symbols)"
                 raise ValueError(msg)
             names = list(gene_names)
-            return cells, GeneNames(names, "gene_names", self.gene_vocabulary.map_names(names)), ""
+            return as_counts_csr(cells), GeneNames(names, "gene_names", self.gene_vocabulary.map_names(names)), ""
         if layer is not None and layer not in cells.layers:
             msg = f"layer={layer!r} is not in adata.layers, which has {list(cells.layers)}"
             raise ValueError(msg)
@@ -414,14 +417,20 @@ class ScReformerTokenizer(PreTrainedTokenizer):
         if matrix is None:
             msg = f"adata.X is None; name the layer with raw counts, layer= one of {list(cells.layers)}"
             raise ValueError(msg)
+        columns = {str(key): cells.var[key] for key in cells.var.columns}
         if gene_names is None:
-            columns = {str(key): cells.var[key] for key in cells.var.columns}
             chosen = choose_gene_names(
                 cells.var_names, columns, vocabulary=self.gene_vocabulary, gene_column=gene_column
             )
         else:
             chosen = GeneNames(list(gene_names), "gene_names", self.gene_vocabulary.map_names(gene_names))
-        return matrix, chosen, _where_counts_may_be(cells)
+        counts, others = as_counts_csr(matrix), find_other_features(columns)
+        if others and len(chosen.names) == counts.num_genes:
+            kept = [at for at in range(counts.num_genes) if at not in others]
+            names = [chosen.names[at] for at in kept]
+            counts = _keep_columns(counts, kept)
+            chosen = GeneNames(names, chosen.source, self.gene_vocabulary.map_names(names))
+        return counts, chosen, _where_counts_may_be(cells)
 
     def _check_empty_cells(self, num_expressed: np.ndarray, first_row: int) -> None:
         if self.on_empty_cells == "keep" or num_expressed.all():
@@ -464,7 +473,7 @@ def choose_gene_names(
     """Pick the names to recognise the genes of a matrix by.
 
     `gene_column` if given; else a column of Ensembl ids if the vocabulary knows more of them than of `var_names`; else
-    `var_names`. Where such a column is empty, the `var_names` fill in.
+    `var_names`. Where such a column has no name, the `var_names` fill in.
 
     Raises
     ------
@@ -475,7 +484,7 @@ def choose_gene_names(
         if gene_column not in columns:
             msg = f"gene_column={gene_column!r} is not a column of var, which has {list(columns)}"
             raise ValueError(msg)
-        names = [str(name) for name in columns[gene_column]]
+        names = _fill_in(columns[gene_column], var_names)
         return GeneNames(names, f"var[{gene_column!r}]", vocabulary.map_names(names))
     plain = [str(name) for name in var_names]
     best = GeneNames(plain, "var_names", vocabulary.map_names(plain))
@@ -483,11 +492,36 @@ def choose_gene_names(
         values = [value if isinstance(value, str) else "" for value in column]
         if sum(map(is_ensembl_id, values[:1000])) * 2 <= len(values[:1000]):
             continue
-        names = [value or name for value, name in zip(values, plain, strict=True)]
+        names = _fill_in(values, plain)
         mapping = vocabulary.map_names(names)
         if mapping.report.num_mapped > best.mapping.report.num_mapped:
             best = GeneNames(names, f"var[{key!r}]", mapping)
     return best
+
+
+def find_other_features(columns: Mapping[str, Sequence[Any]]) -> dict[int, str]:
+    """Return number -> type of the features that are no gene expression, by the columns of `var`.
+
+    These are antibodies, guides and the like, which may be called like genes (CD4, CD19). None where no feature is gene
+    expression: then the types are not those of Cell Ranger.
+    """
+    types = next((columns[key] for key in FEATURE_TYPE_COLUMNS if key in columns), ())
+    others = {at: str(kind) for at, kind in enumerate(types) if str(kind) != GENE_EXPRESSION}
+    return others if len(others) < len(types) else {}
+
+
+def _fill_in(column: Sequence[Any], var_names: Sequence[str]) -> list[str]:
+    """Return names of a column, and the `var_names` where it has none."""
+    return [str(name if is_no_name(str(value)) else value) for value, name in zip(column, var_names, strict=True)]
+
+
+def _keep_columns(counts: CountsCSR, kept: Sequence[int]) -> CountsCSR:
+    position = np.full(counts.num_genes, -1, counts.indices.dtype)
+    position[kept] = np.arange(len(kept))
+    indices = position[counts.indices]
+    is_kept = indices >= 0
+    num_kept = np.concatenate([np.zeros(1, np.int64), np.cumsum(is_kept, dtype=np.int64)])
+    return CountsCSR(num_kept[counts.indptr], indices[is_kept], counts.data[is_kept], len(kept))
 
 
 def _where_counts_may_be(adata: Any) -> str:
