@@ -242,8 +242,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="screformer benchmark ablations",
         description="What pretraining, Gene2vec, LSH attention, gene space, rounds, bins and head are worth.",
-        epilog="example: screformer benchmark ablations --names not_pretrained no_gene2vec; all of them: eleven "
-        "hours of one core, of which every gene takes nine. The paper's, on a GPU: screformer benchmark ablations --preset "
+        epilog="example: screformer benchmark ablations --names not_pretrained no_gene2vec; all of them: eleven hours "
+        "of one core, of which every gene takes nine. The paper's, on a GPU: screformer benchmark ablations --preset "
         "base --gene-space full --cells-per-label 0 --learning-rate 1e-4 --epochs 3 --pretraining-epochs 5 --device "
         "cuda",
     )
