@@ -137,6 +137,29 @@ def test_numbers_of_other_formats_stay_numbers(cells, checkpoint, tmp_path):
     assert found.obs["donor"].dtype == "category"
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["1_1", "11"], ["007", "7"], ["1e3", "2"], ["nan", "3"], ["inf", "3"], ["1.0", "1"], [" 1", "1"], ["+1", "2"],
+        ["1.", "2"], ["1.10", "2"], ["-0", "0"], ["٣", "4"], ["9007199254740993", "9007199254740992"], ["1.2.3", "1"],
+    ],
+)  # fmt: skip
+def test_names_that_python_reads_as_numbers_stay_names(names, cells, checkpoint, tmp_path):
+    cells.obs["plate"] = names * 24
+    source = write_loom(cells, tmp_path)
+    annotate_file(source, checkpoint, tmp_path / "out.h5ad", **QUIET)
+    assert anndata.read_h5ad(tmp_path / "out.h5ad").obs["plate"].astype(str).tolist() == names * 24
+
+
+def test_numbers_as_they_are_written_become_numbers(cells, checkpoint, tmp_path):
+    cells.obs["share"], cells.obs["size"] = [1e-05, -2.5, 1e16] * 16, [0, -3, 12] * 16
+    annotate_file(write_loom(cells, tmp_path), checkpoint, tmp_path / "out.h5ad", **QUIET)
+    found = anndata.read_h5ad(tmp_path / "out.h5ad").obs
+    assert found["share"].tolist() == cells.obs["share"].tolist()
+    assert found["size"].tolist() == cells.obs["size"].tolist()
+    assert found["size"].dtype == np.int64
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
 def test_tables_have_a_row_a_cell_and_the_record_beside_them(suffix, cells, checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(cell_source_module, "CELLS_PER_BLOCK", 7)
