@@ -364,6 +364,9 @@ def test_labels_are_needed_where_they_count(teacher, tmp_path):
 @pytest.mark.usefixtures("no_figures")
 def test_a_student_can_start_from_a_checkpoint(corpus, teacher, tmp_path):
     start = make_teacher(tmp_path / "start", label_names=["x", "y", "z"])
+    config = read(start, "config.json")
+    config["calibration"] = {"temperatures": [0.3], "error_rates": [0.1], "thresholds": [0.9]}
+    (Path(start) / "config.json").write_text(json.dumps(config))
     result = distill(
         StudentArguments(checkpoint=start),
         DistillationDataArguments(corpus=corpus),
@@ -374,7 +377,9 @@ def test_a_student_can_start_from_a_checkpoint(corpus, teacher, tmp_path):
     encoder = [name for name in before if name.startswith("screformer.")]
     assert encoder
     assert all(torch.equal(before[name], after[name]) for name in encoder)
-    assert read(result.output_dir, "config.json")["id2label"] == {"0": "alpha", "1": "beta"}
+    config = read(result.output_dir, "config.json")
+    assert config["id2label"] == {"0": "alpha", "1": "beta"}
+    assert config["calibration"] is None  # the start's is of other labels and weights
 
 
 def test_refuses_a_teacher_without_split_or_with_another_tokenizer(corpus, tmp_path):

@@ -194,7 +194,13 @@ def _train(
     training = copy(training)  # a batch size that is found here stays here
     set_seeds(training)
     corpus, label_names = lesson.corpus, lesson.label_names
-    model = starting_model(ScReformerForCellClassification, corpus.tokenizer(), student, label_names=label_names)
+    model = starting_model(
+        ScReformerForCellClassification,
+        corpus.tokenizer(),
+        student,
+        label_names=label_names,
+        head={"label_parents": None, "calibration": None},  # what it starts from may have had
+    )
     batch = fit_training_batch_size(training, model, longest=longest_cell(CellDataset(corpus)))
     model = choose_trainable(model, student, training)
     rows, class_ids = lesson.cells.training_cells(label_names)
