@@ -28,7 +28,7 @@ def record_seen_cells(folder: Path, corpus: Corpus, rows: npt.NDArray[np.int64],
     corpus, rows
         The cells that trained the model, chose its epoch or stopped it; cells kept for a test are not among them.
     checkpoint
-        What the run began with, None for a new model. If it has no index, the new one says that it is not complete.
+        What the run began with, None for a new model. If it has no index, or not a complete one, the new one says that of itself.
     """
     if corpus.manifest["version"] == 1:
         logger.warning("%s was made by an older release: what was seen cannot be recorded", corpus.folder)
@@ -39,6 +39,7 @@ def record_seen_cells(folder: Path, corpus: Corpus, rows: npt.NDArray[np.int64],
     if checkpoint is not None:
         try:
             hashes.append(read_index(checkpoint, vocabulary))
+            is_complete = bool(read_json(Path(checkpoint) / SEEN_CELLS_FACTS)["is_complete"])
         except FileNotFoundError:
             is_complete = False
             logger.warning("checkpoint %s does not say which cells it has seen; they are not recorded", checkpoint)
