@@ -59,10 +59,11 @@ def evaluate_checkpoint(
     Writes into `output`: ``evaluation.json`` (all of `classification_metrics`, and what was measured on what),
     ``predictions.tsv`` (a row a cell, with every probability), ``confusion_matrix.png``, ``roc_curves.png``. Cells
     whose label the model does not know count as errors; their labels are in ``unknown_labels``. ``seen_cells`` counts
-    those that the model has read before, in its training or before it. Of a model with a label
-    tree, a cell's prediction is the end of its path from the top down, as `annotate_file` gives it, and ``hierarchy`` has what `tree_metrics.score_levels` finds, of cells with labels at any level. ``calibration``
-    says how far probabilities are from shares of right labels (``reliability.png``), and of a calibrated model
-    ``answers`` how often its answers are wrong when an error rate is asked for; see `annotation.calibration`.
+    those that the model has read before, in its training or before it. Of a model with a label tree, a cell's
+    prediction is the end of its path from the top down, as `annotate_file` gives it, and ``hierarchy`` has what
+    `tree_metrics.score_levels` finds, of cells with labels at any level. ``calibration`` says how far probabilities are
+    from shares of right labels (``reliability.png``), and of a calibrated model ``answers`` how often its answers are
+    wrong when an error rate is asked for; see `annotation.calibration`.
 
     Parameters
     ----------
@@ -187,6 +188,10 @@ def _rows_of_part(
                 f"is {missing[0]!r}; use the corpus that the checkpoint was fine-tuned on"
             )
         numbers = np.array([row_of[cell_name] for cell_name in split[part]], dtype=np.int64)
+        is_labelled = labels[numbers] != ""
+        if not is_labelled.all():
+            logger.warning("%d of %d cells have no label and are left out", (~is_labelled).sum(), len(numbers))
+        numbers = numbers[is_labelled]
     else:
         raise ValueError(f"part must be 'train', 'validation', 'test' or 'all', got {part!r}")
     if not len(numbers):
