@@ -194,9 +194,7 @@ def annotate_file(
     def elements(measured: MeasuredFile) -> AddedElements:
         nonlocal found
         found = annotator.read(measured.numbers)
-        return annotator.elements(
-            found, measured.numbers, measured.matrix, measured.source, replace=overwrite
-        )
+        return annotator.elements(found, measured.numbers, measured.matrix, measured.source, replace=overwrite)
 
     names = annotator.names
     measured = measure_and_write(

@@ -119,9 +119,7 @@ def _hash_cells(matrix: CountMatrix, vocabulary: GeneVocabulary) -> npt.NDArray[
     return np.concatenate([hasher.hash_cells(as_counts_csr(block)) for block in matrix.blocks(CELLS_PER_BLOCK)])
 
 
-def _is_trained_on(
-    hashes: npt.NDArray[np.uint64], vocabulary: GeneVocabulary, folder: Path
-) -> npt.NDArray[np.bool_]:
+def _is_trained_on(hashes: npt.NDArray[np.uint64], vocabulary: GeneVocabulary, folder: Path) -> npt.NDArray[np.bool_]:
     """Return of each cell whether the checkpoint has seen it, other than in an earlier calibration."""
     try:
         index = read_index(folder, vocabulary)

@@ -32,13 +32,13 @@ def test_other_weights_under_the_same_name_are_another_run(tmp_path):
     finish(tmp_path / "run", checkpoint=start)
     assert begin(tmp_path / "run", checkpoint=start).metrics == {"accuracy": 1.0}
     make_teacher(tmp_path / "start", seed=1)
-    with pytest.raises(ValueError, match=r"other settings \(the content of checkpoint has changed since\).*--overwrite"):
+    with pytest.raises(
+        ValueError, match=r"other settings \(the content of checkpoint has changed since\).*--overwrite"
+    ):
         begin(tmp_path / "run", checkpoint=start)
 
 
-@pytest.mark.parametrize(
-    ("name", "prefix"), [("gene2vec", ""), ("label_tree", ""), ("label_tree", "cell_ontology:")]
-)
+@pytest.mark.parametrize(("name", "prefix"), [("gene2vec", ""), ("label_tree", ""), ("label_tree", "cell_ontology:")])
 def test_other_files_under_the_same_name_are_another_run(tmp_path, name, prefix):
     path = tmp_path / "file.txt"
     path.write_text("one")
@@ -64,7 +64,7 @@ def test_other_files_under_the_same_name_are_another_run(tmp_path, name, prefix)
 )
 def test_what_chooses_the_weights_or_lies_beside_them_is_compared(tmp_path, name, first, second):
     others = {"eval_strategy": "steps", "save_strategy": "steps", "save_steps": 40} if name == "eval_steps" else {}
-    strategies = {"save_strategy": second} if name == "eval_strategy" else {}
+    strategies = {"save_strategy": second, "save_steps": 0.02} if name == "eval_strategy" else {}
     finish(tmp_path, **{**others, name: first})
     begin(tmp_path, **{**others, name: first})
     with pytest.raises(ValueError, match=f"{name}: {first!r} -> {second!r}"):

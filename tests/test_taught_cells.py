@@ -139,7 +139,9 @@ def test_the_remedy_for_labels_above_the_classes_is_allowed(tmp_path):
     labels.iloc[OTHERS[-4:]] = "islet"
     cells.obs["cell_type"] = labels
     corpus = open_corpus(make_corpus(tmp_path, cells=cells))
-    with pytest.raises(ValueError, match=r"above its classes in its label tree.*\(--split new --exclude_labels 'islet'\)"):
+    with pytest.raises(
+        ValueError, match=r"above its classes in its label tree.*\(--split new --exclude_labels 'islet'\)"
+    ):
         choose(corpus, SPLIT)
     by_donor = {"group_column": "donor", "test_groups": ["human4"]}
     learned = choose(corpus, SPLIT, split="new", exclude_labels=["islet"], **by_donor)

@@ -33,8 +33,8 @@ class LabelledCells(NamedTuple):
 def split_labelled_cells(corpus: Corpus, data: FineTuningDataArguments, seed: int) -> LabelledCells:
     """Return the labelled cells, split as `data` says; validation cells whose label training lacks are in no part.
 
-    Cells without a group are in no part where groups are held out. With a `validation_fraction` of 0 there are no validation cells. With `cells_per_label` most training cells are in
-    no part either.
+    Cells without a group are in no part where groups are held out. With a `validation_fraction` of 0 there are no
+    validation cells. With `cells_per_label` most training cells are in no part either.
 
     Raises
     ------

@@ -38,7 +38,8 @@ def record_seen_cells(folder: Path, corpus: Corpus, rows: npt.NDArray[np.int64],
     corpus, rows
         The cells that trained the model, chose its epoch or stopped it; cells kept for a test are not among them.
     checkpoint
-        What the run began with, None for a new model. If it has no index, or not a complete one, the new one says that of itself.
+        What the run began with, None for a new model. If it has no complete index, the new one is not complete either
+        and says so.
     """
     if corpus.manifest["version"] == 1:
         logger.warning("%s was made by an older release: what was seen cannot be recorded", corpus.folder)

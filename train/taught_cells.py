@@ -191,11 +191,12 @@ def _refuse_unknown_labels(labelled: LabelledCells, label_names: Sequence[str], 
     used = labelled.labels[np.concatenate([labelled.split.train, labelled.split.validation])]
     unknown = sorted(set(used.tolist()) - set(label_names))
     if unknown:
+        options = f"--exclude_labels {' '.join(map(repr, unknown))}"
         raise ValueError(
             f"label_column: {int(np.isin(used, unknown).sum())} cells have the labels {unknown}, which teacher "
             f"{teacher!r} does not know, or that are above its classes in its label tree; its classes are "
-            f"{list(label_names)}. Split anew without them (--split new --exclude_labels {' '.join(map(repr, unknown))}), "
-            "or by the column with the teacher's labels (--split new --label_column)"
+            f"{list(label_names)}. Split anew without them (--split new {options}), or "
+            "by the column with the teacher's labels (--split new --label_column)"
         )
 
 
@@ -212,5 +213,7 @@ def _outside_held_out_groups(
         held_out |= validation - train
     kept = unlabelled[~np.isin(groups[unlabelled], ["", *sorted(held_out)])]
     if len(kept) < len(unlabelled):
-        logger.info("%d cells without a label are in held-out groups, or in none, and stay unseen", len(unlabelled) - len(kept))
+        logger.info(
+            "%d cells without a label are in held-out groups, or in none, and stay unseen", len(unlabelled) - len(kept)
+        )
     return kept
