@@ -138,11 +138,14 @@ def test_test_cells_have_no_part_in_the_start(corpus: str, started, tmp_path: Pa
 
 def test_of_many_cells_a_rare_type_keeps_some(tmp_path: Path, monkeypatch) -> None:
     cells = make_cells(90)
-    cells.obs["cell_type"] = ["rare" if row % 30 == 0 else ["alpha", "beta"][row % 2] for row in range(90)]
+    cells.obs["cell_type"] = ["rare" if row % 30 == 7 else ["alpha", "beta"][row % 2] for row in range(90)]
     corpus = make_corpus(tmp_path, cells=cells)
-    monkeypatch.setattr(classifier_start, "MAX_CELLS", 20)
+    monkeypatch.setattr(classifier_start, "MAX_CELLS", 12)
     monkeypatch.setattr(classifier_start, "CELLS_OF_EACH_TYPE", 2)
     data = FineTuningDataArguments(corpus=corpus, validation_fraction=0.2, test_fraction=0.0)
+    chosen = split_labelled_cells(open_corpus(corpus), data, 2022)
+    drawn = np.random.default_rng(2022).permutation(chosen.split.train)[:12]
+    assert "rare" not in chosen.labels[drawn]  # by chance alone
     finetune(TINY, data, settings(tmp_path / "run", max_steps=1), WIDE)
     weight = ScReformerForCellClassification.from_pretrained(tmp_path / "run").classifier.linear_path.output.weight
     assert (weight != 0).any(dim=1).all()

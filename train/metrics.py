@@ -44,9 +44,9 @@ def classification_metrics(
         JSON-able, numbers in [0, 1]: ``accuracy``; ``macro_f1``, the mean F1 over the classes that are true or
         predicted at least once (scikit-learn's rule); ``balanced_accuracy``, the mean recall over the classes that are
         true at least once; ``macro_auc``, the mean over the classes with an AUC; ``expected_calibration_error`` (15
-        equal bins of its probability, Guo et al. 2017); ``per_class`` (precision, recall, f1, support, auc);
-        ``confusion_matrix`` (rows = true, counts); ``roc_curves`` (one against the rest, at most 200 points, None for a
-        class with only positive or only negative cells); ``label_names``, ``num_cells``, ``unknown_labels``.
+        equal bins of the prediction's probability, Guo et al. 2017); ``per_class`` (precision, recall, f1, support,
+        auc); ``confusion_matrix`` (rows = true, counts); ``roc_curves`` (one against the rest, at most 200 points, None
+        for a class with only positive or only negative cells); ``label_names``, ``num_cells``, ``unknown_labels``.
 
     Raises
     ------
