@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import h5py
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -16,6 +18,7 @@ from screformer.annotation.annotated_copy import (
     add_obs_columns,
     add_record,
     annotated_copy,
+    remove_elements,
     storable,
     taken_names,
 )
@@ -29,6 +32,35 @@ TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 OUTPUT_SUFFIXES = (".h5ad", *TABLE_SUFFIXES)
 FloatArray = npt.NDArray[np.float32]
 Blocks = Callable[[], Iterator[tuple[slice, Mapping[str, FloatArray]]]]
+
+
+@dataclass(frozen=True)
+class EarlierElements:
+    """What an annotation of the same key may have left, which goes where it is not replaced.
+
+    Attributes
+    ----------
+    columns
+        Pattern of the columns of `obs`.
+    matrix, record
+        A matrix of `obsm`, which goes if this name is in `uns`.
+    kept_by
+        A name in `uns`: where it is, something else wrote the matrix.
+    """
+
+    columns: re.Pattern[str]
+    matrix: str
+    record: str
+    kept_by: str
+
+    def columns_in(self, columns: Iterable[str], new: Collection[str]) -> list[str]:
+        """Return those of the columns that go."""
+        return [name for name in columns if name not in new and self.columns.fullmatch(name)]
+
+    def matrices_in(self, obsm: Collection[str], uns: Collection[str], new: Collection[str]) -> list[str]:
+        """Return those of the matrices that go."""
+        is_left = self.matrix in obsm and self.matrix not in new and self.record in uns and self.kept_by not in uns
+        return [self.matrix] if is_left else []
 
 
 @dataclass
@@ -45,12 +77,15 @@ class AddedElements:
         Name -> record of what was done.
     blocks
         Gives (cells, matrix -> its rows) of all cells, in order, each time it is called.
+    earlier
+        What goes in exchange; None: nothing but what has the same name.
     """
 
     obs: dict[str, pd.Categorical | npt.NDArray[Any]] = field(default_factory=dict)
     obsm: dict[str, list[str]] = field(default_factory=dict)
     uns: dict[str, dict[str, Any]] = field(default_factory=dict)
     blocks: Blocks = lambda: iter(())
+    earlier: EarlierElements | None = None
 
 
 def check_output(cells: str | Path, output: str | Path, *, overwrite: bool) -> Path:
@@ -127,6 +162,7 @@ def write_elements(matrix: CountMatrix, target: Path, added: AddedElements) -> N
         return
     with annotated_copy(matrix, target) as file:
         add_obs_columns(file, added.obs)
+        _remove_earlier(file, added)
         stored = {
             name: add_cell_matrix(file, name, matrix.num_cells, len(columns)) for name, columns in added.obsm.items()
         }
@@ -137,8 +173,22 @@ def write_elements(matrix: CountMatrix, target: Path, added: AddedElements) -> N
             add_record(file, name, record)
 
 
+def _remove_earlier(file: h5py.File, added: AddedElements) -> None:
+    if added.earlier is not None:
+        obs, obsm, uns = (list(file[name]) if name in file else [] for name in ("obs", "obsm", "uns"))
+        remove_elements(
+            file,
+            obs=added.earlier.columns_in(obs, added.obs),
+            obsm=added.earlier.matrices_in(obsm, uns, added.obsm),
+        )
+
+
 def add_to_anndata(adata: AnnData, added: AddedElements) -> None:
-    """Set the new elements of an AnnData object, in place of those of the same names."""
+    """Set the new elements of an AnnData object, in place of those of the same names, and take the earlier ones out."""
+    goes = ([], []) if added.earlier is None else (
+        added.earlier.columns_in(adata.obs.columns, added.obs),
+        added.earlier.matrices_in(list(adata.obsm), list(adata.uns), added.obsm),
+    )  # fmt: skip
     for name, values in added.obs.items():
         adata.obs[name] = values
     held = {name: np.full((adata.n_obs, len(columns)), np.nan, np.float32) for name, columns in added.obsm.items()}
@@ -149,6 +199,10 @@ def add_to_anndata(adata: AnnData, added: AddedElements) -> None:
         adata.obsm[name] = values
     for name, record in added.uns.items():
         adata.uns[name] = storable(record)
+    for name in goes[0]:
+        del adata.obs[name]
+    for name in goes[1]:
+        del adata.obsm[name]
 
 
 def _write_table(matrix: CountMatrix, target: Path, added: AddedElements) -> None:

@@ -164,7 +164,8 @@ def annotate_file(
     key
         What the new names begin with.
     overwrite
-        Replace `output`, and elements of the new names that the file has, if they exist.
+        Replace `output` if it exists, and in it all that an earlier annotation of the same `key` left, whatever its
+        options. What `embed_file` wrote stays.
     progress
         Whether to show progress bars.
     device
@@ -193,7 +194,7 @@ def annotate_file(
     def elements(measured: MeasuredFile) -> AddedElements:
         nonlocal found
         found = annotator.read(measured.numbers)
-        return annotator.elements(found, measured.numbers, measured.matrix, measured.source)
+        return annotator.elements(found, measured.numbers, measured.matrix, measured.source, replace=overwrite)
 
     names = annotator.names
     measured = measure_and_write(
@@ -256,9 +257,9 @@ def annotate(
     progress, device
         As for `annotate_file`.
     key_added
-        What the new names begin with; what the object has of these names is replaced.
+        What the new names begin with; what an earlier annotation of this key left in the object is replaced.
     copy
-        Return a changed copy and leave `adata` as it is.
+        Return a changed copy, in memory, and leave `adata` as it is.
 
     Returns
     -------
@@ -294,8 +295,8 @@ def annotate(
     numbers = NumbersInMemory(source.num_cells, annotator.measure.width, source.cells_per_block(annotator.measure))
     source.measure(annotator.measure, numbers, task="annotate")
     found = annotator.read(numbers)
-    elements = annotator.elements(found, numbers, matrix, source)
-    target = adata.copy() if copy else adata
+    elements = annotator.elements(found, numbers, matrix, source, replace=True)
+    target = adata if not copy else adata.to_memory() if adata.isbacked else adata.copy()
     add_to_anndata(target, elements)
     warn_of_empty_cells(found.num_empty, source.num_cells, consequence=NO_CONSEQUENCE)
     return target if copy else None

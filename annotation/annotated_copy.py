@@ -90,6 +90,17 @@ def add_obs_columns(file: h5py.File, columns: dict[str, pd.Categorical | np.ndar
     group.attrs["column-order"] = np.array(order, dtype=h5py.string_dtype())
 
 
+def remove_elements(file: h5py.File, *, obs: Sequence[str], obsm: Sequence[str]) -> None:
+    """Take columns out of an `obs` of today's form, as `add_obs_columns` leaves it, and matrices out of `obsm`."""
+    for name in obsm:
+        del file["obsm"][name]
+    group = file["obs"]
+    for name in obs:
+        del group[name]
+    order = [str(name) for name in group.attrs["column-order"] if str(name) not in obs]
+    group.attrs["column-order"] = np.array(order, dtype=h5py.string_dtype())
+
+
 def add_cell_matrix(file: h5py.File, name: str, num_cells: int, width: int) -> h5py.Dataset:
     """Add a float32 matrix of NaN, (num_cells, width), to `obsm`, to be filled block by block."""
     if "obsm" not in file:

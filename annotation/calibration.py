@@ -156,6 +156,17 @@ class LabelReader:
             probabilities.astype(np.float32), levels.labels, levels.probabilities.astype(np.float32), depth
         )
 
+    def classes(self, answers: CellAnswers) -> Int64Array:
+        """Return the class that each cell is called where every cell is answered, (cells,): the end of its path.
+
+        That may be another than the likeliest class: a path takes the likeliest label at each level.
+        """
+        if not self.has_levels:
+            return answers.probabilities.argmax(axis=1)
+        place = {name: index for index, name in enumerate(self.class_names)}
+        class_of = np.array([place.get(label, -1) for label in self.tree.labels])
+        return class_of[answers.level_labels[:, -1]]
+
     @cached_property
     def _path_lengths(self) -> Int64Array:
         return np.array([len(self.tree.path(label)) for label in self.tree.labels], dtype=np.int64)

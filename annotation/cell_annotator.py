@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from screformer.annotation.added_elements import AddedElements, FloatArray
+from screformer.annotation.added_elements import AddedElements, EarlierElements, FloatArray
 from screformer.annotation.annotated_copy import dated
 from screformer.annotation.calibration import UNKNOWN, LabelReader
 from screformer.annotation.cell_numbers import CellNumbers
@@ -65,6 +66,15 @@ class NewNames(NamedTuple):
     def obsm(self) -> list[str]:
         """The matrices of `obsm`."""
         return [self.probabilities, *([self.embedding] if self.embedding else [])]
+
+
+def earlier_elements(key: str) -> EarlierElements:
+    """Return what an annotation of this key, with whatever model and options, may have left: all of `NewNames`."""
+    ends = (
+        r"cell_type|probability|abstained|best_guess|unknown_p|ontology_term_id|level_\d+(_probability)?|"
+        r"cluster_vote(_share)?"
+    )
+    return EarlierElements(re.compile(rf"{re.escape(key)}_({ends})"), f"X_{key}", key, f"{key}_embedding")
 
 
 class FoundCells(NamedTuple):
@@ -234,9 +244,9 @@ class CellAnnotator:
         return found
 
     def elements(
-        self, found: FoundCells, numbers: CellNumbers, matrix: CountMatrix, source: CellSource
+        self, found: FoundCells, numbers: CellNumbers, matrix: CountMatrix, source: CellSource, *, replace: bool
     ) -> AddedElements:
-        """Return what is added to the cells."""
+        """Return what is added to the cells; with `replace` all that an earlier annotation left goes."""
         names = self.names
         obs: dict[str, pd.Categorical | npt.NDArray[Any]] = {
             names.cell_type: self._categories(found.answers, found.is_empty),
@@ -272,7 +282,8 @@ class CellAnnotator:
                     given[names.embedding] = values[:, self.measure.parts["embeddings"]]
                 yield cells, given
 
-        return AddedElements(obs, obsm, {self.key: self._record(found, source)}, blocks)
+        earlier = earlier_elements(self.key) if replace else None
+        return AddedElements(obs, obsm, {self.key: self._record(found, source)}, blocks, earlier)
 
     def _record(self, found: FoundCells, source: CellSource) -> dict[str, Any]:  # Any: JSON
         config = self.trained.model.config

@@ -31,7 +31,7 @@ from screformer.annotation.explanation_figures import (
     plot_gene_bars,
     top_genes,
 )
-from screformer.annotation.explanation_page import NUM_LISTED, TITLE, check_sentences, file_name, write_page
+from screformer.annotation.explanation_page import NUM_LISTED, TITLE, check_sentences, file_names, write_page
 from screformer.annotation.explanation_run import Explainer, activations_kept, estimate, workers_of
 from screformer.annotation.explanation_tables import write_h5ad, write_parquet
 from screformer.annotation.perturb import find_genes
@@ -254,8 +254,9 @@ def _write(
     num_bins: int,
 ) -> None:
     names = list(vocabulary.symbols)
+    stem_of = file_names([one.score.name for one in found])
     for one in found:
-        stem, title = file_name(one.score.name), f"{one.score.name}: {len(one.cells.names):,} cells"
+        stem, title = stem_of[one.score.name], f"{one.score.name}: {len(one.cells.names):,} cells"
         path = target / f"beeswarm-{stem}.png"
         plot_beeswarm(one.values, one.cells.bins, names, path, title=title, num_bins=num_bins)
         plot_gene_bars(one.table, target / f"genes-{stem}.png", title=title)

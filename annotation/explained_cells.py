@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from screformer.annotation.calibration import LabelReader
 from screformer.annotation.cell_numbers import NumbersInMemory
 from screformer.annotation.cell_source import CellSource
 from screformer.annotation.explained_score import Bins, ClassScore
@@ -200,8 +201,12 @@ class _OpenCells:
         wanted = np.isin(np.arange(self.source.num_cells), np.arange(self.source.num_cells) if rows is None else rows)
         self.source.measure(inference, numbers, task="name cells", wanted=wanted)
         logits = np.concatenate([values for _, values in numbers.read()])
-        names = self._trained.model.config.id2label
-        return np.array(["" if np.isnan(row[0]) else names[int(row.argmax())] for row in logits], dtype=np.str_)
+        is_measured = ~np.isnan(logits[:, 0])
+        reader = LabelReader(self._trained.model.config)
+        found = reader.classes(reader(logits[is_measured]))
+        labels = np.full(len(logits), "", dtype=object)
+        labels[is_measured] = np.array(reader.class_names, dtype=object)[found]
+        return labels.astype(np.str_)
 
     def of(self, score: ClassScore) -> Int64Array:
         """Return the rows of a class."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,9 @@ GENE_COLUMNS = (
 def write_page(results: Json, folder: Path) -> None:
     """Write ``explanation.md`` and ``explanation.html``; the figures are in the folder already."""
     blocks: list[Block] = [Text(_how(results)), Text(_cost(results))]
+    named = file_names([one["class"] for one in results["classes"]])
     for one in results["classes"]:
-        blocks += class_blocks(one, folder)
+        blocks += class_blocks(one, folder, named=named[one["class"]])
     if len(results["classes"]) > 1:
         blocks += [
             Heading("Classes beside each other"),
@@ -80,7 +82,7 @@ def _cost(results: Json) -> str:
     return f"{told}; it took {results['seconds']:.0f} s and {results['peak_bytes'] / 1e9:.1f} GB."
 
 
-def class_blocks(one: Json, folder: Path, *, stem: str = "") -> list[Block]:
+def class_blocks(one: Json, folder: Path, *, stem: str = "", named: str | None = None) -> list[Block]:
     """Return one class: its genes, checks and figures, and the genes that were asked for.
 
     Parameters
@@ -91,8 +93,10 @@ def class_blocks(one: Json, folder: Path, *, stem: str = "") -> list[Block]:
         Where the figures lie.
     stem
         What their names begin with.
+    named
+        What they call the class; default `file_name`.
     """
-    name, named = one["class"], file_name(one["class"])
+    name, named = one["class"], named or file_name(one["class"])
     top = one["top"][0]["gene"] if one["top"] else "none"
     blocks: list[Block] = [
         Heading(name),
@@ -223,6 +227,16 @@ def _verdict(sign: int, difference: Json) -> str:
 
 def _shown(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
+
+
+def file_names(names: Sequence[str]) -> dict[str, str]:
+    """Return class -> its name as part of a file's, with its number in front where two would be the same."""
+    plain = [file_name(name) for name in names]
+    times = Counter(name.casefold() for name in plain)  # some systems do not tell a from A
+    return {
+        name: each if times[each.casefold()] == 1 else f"{number}-{each}"
+        for number, (name, each) in enumerate(zip(names, plain, strict=True), start=1)
+    }
 
 
 def file_name(name: str) -> str:

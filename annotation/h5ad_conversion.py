@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from screformer.tokenization.stored_table import Element, is_array
 
 CELLS_AT_ONCE = 1024
 VALUES_AT_ONCE = 1 << 22
+MAX_INTEGER = 2**53  # float64 holds all below
 
 
 def new_h5ad(matrix: CountMatrix, file: h5py.File) -> None:
@@ -91,14 +93,29 @@ def _copy_attributes(source: Mapping[str, Any], target: h5py.Group | h5py.Datase
 
 
 def _typed(values: Sequence[str | None]) -> pd.Series | pd.Categorical | np.ndarray:
-    """Return text as numbers where all of it is, else as categories."""
+    """Return text as numbers where each is written as a number would be, else as categories.
+
+    Names such as 007, 1_1 and 1e3 stay names: as numbers, different ones could become the same.
+    """
     present = [value for value in values if value is not None]
-    try:
-        numbers = np.array(present, dtype=np.float64)
-    except ValueError:
+    names = set(present)
+    if not present or not all(map(_is_number, names)) or len({float(name) for name in names}) < len(names):
         return pd.Categorical(values)
-    if not present or any(value != value.strip() for value in present):
-        return pd.Categorical(values)
-    if len(present) == len(values) and (numbers == np.floor(numbers)).all() and (np.abs(numbers) < 2**53).all():
+    numbers = np.array(present, dtype=np.float64)
+    if len(present) == len(values) and (numbers == np.floor(numbers)).all() and (np.abs(numbers) < MAX_INTEGER).all():
         return numbers.astype(np.int64)
     return np.array([np.nan if value is None else float(value) for value in values])
+
+
+def _is_number(text: str) -> bool:
+    """Whether a finite number is written in this way, and float64 holds it."""
+    if re.fullmatch(r"0|-?[1-9][0-9]*", text):
+        return abs(int(text)) < MAX_INTEGER
+    return bool(re.fullmatch(r"-?[0-9.]+(e[+-][0-9]+)?", text)) and _is_float(text)
+
+
+def _is_float(text: str) -> bool:
+    try:
+        return repr(float(text)) == text
+    except ValueError:
+        return False

@@ -15,14 +15,17 @@ from screformer.annotation.calibration_fit import calibrate
 from screformer.annotation.cell_numbers import NumbersInMemory
 from screformer.annotation.cell_source import CellSource
 from screformer.annotation.trained_model import load_classifier
-from screformer.tokenization.cell_hashes import seen_cells
+from screformer.tokenization.cell_hashes import CELLS_PER_BLOCK, CellHasher, is_in, read_index
 from screformer.tokenization.count_matrix import CountMatrix, open_count_matrix
+from screformer.tokenization.expression_bins import as_counts_csr
+from screformer.tokenization.gene_vocabulary import GeneVocabulary
 from screformer.tokenization.passport_problems import check_allowed
-from screformer.tokenization.tokenization_screformer import ScReformerTokenizer
 from screformer.train.batch_size import BatchSize
 from screformer.train.calibration_record import write_calibration
 from screformer.train.inference import BatchInference
+from screformer.train.labelled_cells import SPLITS_FILE
 from screformer.train.result_files import read_json, write_json
+from screformer.train.seen_cells import add_calibration_cells, read_calibration_cells
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +47,8 @@ def calibrate_checkpoint(
 
     Cells that the checkpoint has seen in training are left out, and so are those whose label it does not know; the log
     says how many. Into the folder go ``calibration.json`` (see `annotation.calibration_fit.calibrate`) and
-    ``calibration.png``. Cells of donors, or of a laboratory, that training did not have say more of new ones.
+    ``calibration.png``. Cells of donors, or of a laboratory, that training did not have say more of new ones. The index
+    of seen cells has those that were used from then on; they may calibrate again, but no longer test.
 
     Parameters
     ----------
@@ -81,7 +85,8 @@ def calibrate_checkpoint(
         labels = np.array([label or "" for label in matrix.obs_column(label_column)], dtype=np.str_)
         groups = None if group_column is None else np.array([one or "" for one in matrix.obs_column(group_column)])
         is_known = np.isin(labels, reader.tree.labels)
-        is_new = is_known & ~_is_seen(matrix, tokenizer, folder)
+        hashes = _hash_cells(matrix, tokenizer.gene_vocabulary)
+        is_new = is_known & ~_is_trained_on(hashes, tokenizer.gene_vocabulary, folder)
         _say_what_is_left_out(labels, is_known, is_new)
         if not is_new.any():
             raise ValueError(
@@ -94,6 +99,7 @@ def calibrate_checkpoint(
         source.measure(inference, numbers, task="calibrate", wanted=is_new)
         logits = np.concatenate([values for _, values in numbers.read()])
         is_new &= ~np.isnan(logits[:, 0])
+        _warn_of_test_cells(matrix, is_new, folder)
         record = calibrate(
             trained.model.config,
             logits[is_new],
@@ -101,18 +107,45 @@ def calibrate_checkpoint(
             fitted_to=f"cells of {matrix.name}",
             groups=None if groups is None else groups[is_new],
         )
+    add_calibration_cells(folder, hashes[is_new], tokenizer.gene_vocabulary)
     config = read_json(folder / "config.json")
     write_json(folder / "config.json", {**config, "calibration": trained.model.config.calibration})
     write_calibration(folder, record)
     return record
 
 
-def _is_seen(matrix: CountMatrix, tokenizer: ScReformerTokenizer, folder: Path) -> npt.NDArray[np.bool_]:
+def _hash_cells(matrix: CountMatrix, vocabulary: GeneVocabulary) -> npt.NDArray[np.uint64]:
+    hasher = CellHasher(vocabulary, matrix.map_genes(vocabulary).positions)
+    return np.concatenate([hasher.hash_cells(as_counts_csr(block)) for block in matrix.blocks(CELLS_PER_BLOCK)])
+
+
+def _is_trained_on(hashes: npt.NDArray[np.uint64], vocabulary: GeneVocabulary, folder: Path) -> npt.NDArray[np.bool_]:
+    """Return of each cell whether the checkpoint has seen it, other than in an earlier calibration."""
     try:
-        return seen_cells(matrix, tokenizer, folder).is_seen
+        index = read_index(folder, vocabulary)
     except FileNotFoundError:
-        logger.warning("%s does not say which cells it has seen; take care that these are none of them", folder)
-        return np.zeros(matrix.num_cells, dtype=bool)
+        logger.warning(
+            "%s does not say which cells it has seen; take care that these are none of them, and that none of these "
+            "tests it",
+            folder,
+        )
+        return np.zeros(len(hashes), dtype=bool)
+    return is_in(index, hashes) & ~is_in(read_calibration_cells(folder), hashes)
+
+
+def _warn_of_test_cells(matrix: CountMatrix, is_used: npt.NDArray[np.bool_], folder: Path) -> None:
+    """Log how many cells have the names of some that fine-tuning kept for the test."""
+    if not (folder / SPLITS_FILE).exists():
+        return
+    # Of cells of several files the split has file/name.
+    names = {name.rpartition("/")[2] for name in read_json(folder / SPLITS_FILE)["test"]}
+    num_tests = sum(name in names for name, used in zip(matrix.cell_ids, is_used.tolist(), strict=True) if used)
+    if num_tests:
+        logger.warning(
+            "%d cells have the names of cells in the test part of %s: what they calibrate they can no longer test",
+            num_tests,
+            folder / SPLITS_FILE,
+        )
 
 
 def _say_what_is_left_out(

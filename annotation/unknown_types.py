@@ -41,7 +41,7 @@ from screformer.train.cell_dataset import CellBatch, CellDataset
 from screformer.train.component_regression import MAX_ITERATIONS, component_projections
 from screformer.train.expression_levels import as_levels, read_levels
 from screformer.train.inference import Rows
-from screformer.train.labelled_cells import LabelledCells, draw_of_each_label
+from screformer.train.labelled_cells import LabelledCells, draw_at_most
 from screformer.train.result_files import written_aside
 
 logger = logging.getLogger(__name__)
@@ -310,9 +310,7 @@ def write_unknown_types(
         return
     (Path(folder) / UNKNOWN_TYPES_FILE).unlink(missing_ok=True)
     train = cells.split.train[np.isin(cells.labels[cells.split.train], list(labels))]
-    if len(train) > MAX_CELLS:
-        drawn = np.random.default_rng(seed).permutation(train)[:MAX_CELLS]
-        train = np.union1d(drawn, draw_of_each_label(train, cells.labels, CELLS_OF_EACH_TYPE, seed))
+    train = draw_at_most(train, cells.labels, MAX_CELLS, of_each=CELLS_OF_EACH_TYPE, seed=seed)
     tokenizer = corpus.tokenizer()
     levels = read_levels(corpus, cells.rows[train], tokenizer.num_genes, tokenizer.num_bins)
     groups = None if cells.groups is None else cells.groups[train]

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from format_writers import write_loom, write_mmwrite_folder, write_tenx_h5
+from format_writers import write_h5ad, write_loom, write_mmwrite_folder, write_old_h5ad, write_tenx_h5
 from scipy import sparse
 from small_corpus import make_cells, make_corpus, make_tokenizer
 from test_formats import WRITERS
@@ -137,6 +137,29 @@ def test_numbers_of_other_formats_stay_numbers(cells, checkpoint, tmp_path):
     assert found.obs["donor"].dtype == "category"
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["1_1", "11"], ["007", "7"], ["1e3", "2"], ["nan", "3"], ["inf", "3"], ["1.0", "1"], [" 1", "1"], ["+1", "2"],
+        ["1.", "2"], ["1.10", "2"], ["-0", "0"], ["٣", "4"], ["9007199254740993", "9007199254740992"], ["1.2.3", "1"],
+    ],
+)  # fmt: skip
+def test_names_that_python_reads_as_numbers_stay_names(names, cells, checkpoint, tmp_path):
+    cells.obs["plate"] = names * 24
+    source = write_loom(cells, tmp_path)
+    annotate_file(source, checkpoint, tmp_path / "out.h5ad", **QUIET)
+    assert anndata.read_h5ad(tmp_path / "out.h5ad").obs["plate"].astype(str).tolist() == names * 24
+
+
+def test_numbers_as_they_are_written_become_numbers(cells, checkpoint, tmp_path):
+    cells.obs["share"], cells.obs["size"] = [1e-05, -2.5, 1e16] * 16, [0, -3, 12] * 16
+    annotate_file(write_loom(cells, tmp_path), checkpoint, tmp_path / "out.h5ad", **QUIET)
+    found = anndata.read_h5ad(tmp_path / "out.h5ad").obs
+    assert found["share"].tolist() == cells.obs["share"].tolist()
+    assert found["size"].tolist() == cells.obs["size"].tolist()
+    assert found["size"].dtype == np.int64
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
 def test_tables_have_a_row_a_cell_and_the_record_beside_them(suffix, cells, checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(cell_source_module, "CELLS_PER_BLOCK", 7)
@@ -224,6 +247,58 @@ def test_an_annotated_object_can_be_written_and_read(cells, checkpoint, tmp_path
     pd.testing.assert_frame_equal(again.obs, cells.obs)
     np.testing.assert_array_equal(again.obsm["X_mine"], cells.obsm["X_mine"])
     assert again.uns["mine"]["labels"].tolist() == ["alpha", "beta", "mast"]
+
+
+def new_names(adata):
+    columns = [name for name in adata.obs if name.startswith("screformer_")]
+    return columns, [name for name in adata.obsm if "screformer" in name]
+
+
+@pytest.mark.filterwarnings("ignore::anndata.OldFormatWarning")
+@pytest.mark.parametrize("write", [write_h5ad, write_old_h5ad])
+def test_nothing_of_an_earlier_annotation_stays_beside_a_new_one(write, cells, checkpoint, tmp_path):
+    del cells.obs["depth"], cells.var["length"]
+    cells.obs["screformer_note"] = cells.obs["my_screformer_level_1"] = cells.obs["donor"]
+    source = write(cells, tmp_path)
+    options = {"allow": ["low-coverage"], **QUIET}
+    plain, full, again = (tmp_path / f"{name}.h5ad" for name in ("plain", "full", "again"))
+    annotate_file(source, checkpoint, plain, **options)
+    many = {"max_error": 0.1, "cluster_column": "donor", "embeddings": True, **options}
+    annotate_file(source, checkpoint, full, **many)
+    found = anndata.read_h5ad(full)
+    annotate_file(full, checkpoint, again, overwrite=True, **options)
+    expected = anndata.read_h5ad(plain)
+    assert {"screformer_best_guess", "screformer_cluster_vote", "screformer_cluster_vote_share"} <= set(found.obs)
+    assert sorted(anndata.read_h5ad(again).obs) == sorted(expected.obs)
+    assert new_names(anndata.read_h5ad(again))[1] == ["screformer_probabilities"]
+    annotate(found, checkpoint, **options)
+    assert sorted(found.obs) == sorted(expected.obs)
+    assert new_names(found)[1] == ["screformer_probabilities"]
+    cells.obs["screformer_level_3"] = cells.obs["donor"]
+    source.unlink()
+    source = write(cells, tmp_path)
+    annotate_file(source, checkpoint, again, overwrite=True, **options)
+    assert sorted(anndata.read_h5ad(again).obs) == sorted(expected.obs)
+
+
+def test_what_embed_wrote_stays(cells, checkpoint, tmp_path):
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    embed_file(tmp_path / "cells.h5ad", checkpoint, tmp_path / "embedded.h5ad", **QUIET)
+    for source, output in (("embedded", "first"), ("first", "second")):
+        annotate_file(tmp_path / f"{source}.h5ad", checkpoint, tmp_path / f"{output}.h5ad", overwrite=True, **QUIET)
+    found = anndata.read_h5ad(tmp_path / "second.h5ad")
+    annotate(found, checkpoint, **QUIET)
+    assert sorted(found.obsm) == ["X_screformer", "screformer_probabilities"]
+
+
+def test_a_copy_of_an_object_on_disk_is_in_memory(cells, checkpoint, tmp_path):
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    backed = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    copied = annotate(backed, checkpoint, copy=True, **QUIET)
+    assert not copied.isbacked
+    assert "screformer_cell_type" in copied.obs
+    assert "screformer_cell_type" not in backed.obs
+    backed.file.close()
 
 
 def test_a_normalised_object_is_refused_and_unchanged(cells, checkpoint):

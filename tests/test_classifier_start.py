@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from scipy import sparse
-from small_corpus import TINY_MODEL, make_corpus
+from small_corpus import TINY_MODEL, make_cells, make_corpus
 
 from screformer.benchmarks.simple_baselines import fit_logistic_regression
 from screformer.modeling_screformer import ScReformerForCellClassification
 from screformer.tokenization import open_corpus
+from screformer.train import classifier_start
 from screformer.train.arguments import FineTuningArguments, FineTuningDataArguments, ModelArguments
 from screformer.train.cell_dataset import CellDataset
 from screformer.train.classifier_start import ClassifierArguments
@@ -133,6 +134,21 @@ def test_test_cells_have_no_part_in_the_start(corpus: str, started, tmp_path: Pa
     finetune(TINY, data, settings(tmp_path, max_steps=1), WIDE)
     cells = split_labelled_cells(open_corpus(corpus), data, 2022)
     assert set(seen) == set(cells.rows[cells.split.train].tolist())
+
+
+def test_of_many_cells_a_rare_type_keeps_some(tmp_path: Path, monkeypatch) -> None:
+    cells = make_cells(90)
+    cells.obs["cell_type"] = ["rare" if row % 30 == 7 else ["alpha", "beta"][row % 2] for row in range(90)]
+    corpus = make_corpus(tmp_path, cells=cells)
+    monkeypatch.setattr(classifier_start, "MAX_CELLS", 12)
+    monkeypatch.setattr(classifier_start, "CELLS_OF_EACH_TYPE", 2)
+    data = FineTuningDataArguments(corpus=corpus, validation_fraction=0.2, test_fraction=0.0)
+    chosen = split_labelled_cells(open_corpus(corpus), data, 2022)
+    drawn = np.random.default_rng(2022).permutation(chosen.split.train)[:12]
+    assert "rare" not in chosen.labels[drawn]  # by chance alone
+    finetune(TINY, data, settings(tmp_path / "run", max_steps=1), WIDE)
+    weight = ScReformerForCellClassification.from_pretrained(tmp_path / "run").classifier.linear_path.output.weight
+    assert (weight != 0).any(dim=1).all()
 
 
 def test_paths_are_added_to_a_checkpoint_and_stay(corpus: str, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from small_corpus import TINY_MODEL, make_cells, make_corpus, make_tokenizer
 from small_teacher import make_teacher
 from transformers import AutoModelForSequenceClassification
 
-from screformer.annotation import annotate_file
+from screformer.annotation import annotate, annotate_file
 from screformer.model_cards.model_card import write_model_card
 from screformer.modeling_screformer import ScReformerForCellClassification
 from screformer.tokenization.cell_hashes import read_index
@@ -364,6 +364,9 @@ def test_labels_are_needed_where_they_count(teacher, tmp_path):
 @pytest.mark.usefixtures("no_figures")
 def test_a_student_can_start_from_a_checkpoint(corpus, teacher, tmp_path):
     start = make_teacher(tmp_path / "start", label_names=["x", "y", "z"])
+    config = read(start, "config.json")
+    config["calibration"] = {"temperatures": [0.3], "error_rates": [0.1], "thresholds": [0.9]}
+    (Path(start) / "config.json").write_text(json.dumps(config))
     result = distill(
         StudentArguments(checkpoint=start),
         DistillationDataArguments(corpus=corpus),
@@ -374,7 +377,26 @@ def test_a_student_can_start_from_a_checkpoint(corpus, teacher, tmp_path):
     encoder = [name for name in before if name.startswith("screformer.")]
     assert encoder
     assert all(torch.equal(before[name], after[name]) for name in encoder)
-    assert read(result.output_dir, "config.json")["id2label"] == {"0": "alpha", "1": "beta"}
+    config = read(result.output_dir, "config.json")
+    assert config["id2label"] == {"0": "alpha", "1": "beta"}
+    assert config["calibration"] is None  # the start's is of other labels and weights
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_student_has_the_label_tree_of_its_teacher(corpus, tmp_path):
+    teacher = make_teacher(tmp_path / "teacher")
+    config = read(teacher, "config.json")
+    parents = {"islet": None, "alpha": "islet", "beta": "islet"}
+    (tmp_path / "teacher/config.json").write_text(json.dumps({**config, "label_parents": parents}))
+    result = distill(
+        student_arguments(),
+        DistillationDataArguments(corpus=corpus, split="new"),
+        TeacherArguments(teacher=teacher),
+        settings(tmp_path / "run", max_steps=1, learning_rate=0.0),
+    )
+    assert read(result.output_dir, "config.json")["label_parents"] == parents
+    adata = annotate(make_cells(), result.output_dir, copy=True, progress=False)
+    assert set(adata.obs["screformer_level_1"]) == {"islet"}
 
 
 def test_refuses_a_teacher_without_split_or_with_another_tokenizer(corpus, tmp_path):

@@ -117,6 +117,19 @@ def test_labels_that_the_model_does_not_know_count_as_errors(checkpoint, tmp_pat
     assert "the model does not know these labels" in caplog.text
 
 
+def test_cells_without_a_value_in_another_column_are_left_out_of_every_part(checkpoint, tmp_path, caplog):
+    cells = make_cells()
+    labels = cells.obs["cell_type"].astype(object)
+    test = json.loads((checkpoint / "splits.json").read_text())["test"]
+    labels.loc[test[:3]] = np.nan
+    cells.obs["other"] = labels
+    other = make_corpus(tmp_path, cells=cells, obs_columns=["cell_type", "donor", "other"])
+    evaluation = evaluate_checkpoint(checkpoint, other, tmp_path / "out", label_column="other", progress=False)
+    assert evaluation["num_cells"] == len(test) - 3
+    assert evaluation["unknown_labels"] == []
+    assert f"3 of {len(test)} cells have no label and are left out" in caplog.text
+
+
 def test_a_checkpoint_without_splits_is_evaluated_on_all_cells_only(checkpoint, corpus, tmp_path):
     ScReformerForCellClassification.from_pretrained(checkpoint).save_pretrained(tmp_path / "bare")
     with pytest.raises(ValueError, match=r"splits: .* does not exist.*--part all"):

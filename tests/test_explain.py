@@ -154,6 +154,15 @@ def test_values_of_a_linear_model_are_weight_times_difference(trained, cells, tm
     assert slope == pytest.approx(6.0 / 5, rel=1e-3)
 
 
+def test_classes_whose_names_differ_in_signs_alone_have_figures_of_their_own(trained, cells, tmp_path):
+    few = {"num_cells": 4, "checks": Checks(completeness=2, stability=3, curves=2)}
+    explained(trained, cells, tmp_path / "out", "a:b=alpha", "A b=beta", "beta", **few)
+    names = {path.name for path in (tmp_path / "out").glob("beeswarm-*.png")}
+    assert names == {"beeswarm-1-a_b.png", "beeswarm-2-A_b.png", "beeswarm-beta.png"}
+    page = (tmp_path / "out" / "explanation.md").read_text()
+    assert all(name in page for name in names)
+
+
 @pytest.mark.parametrize("gene_space", ["full", "expressed"])
 def test_without_labels_the_model_says_which_cells_are_of_the_class(trained, cells, tmp_path, gene_space):
     found = explained(trained, cells, tmp_path / "out", label_column=None, gene_space=gene_space)

@@ -6,7 +6,7 @@ from small_corpus import make_cells, make_corpus
 
 from screformer.tokenization.corpus import open_corpus
 from screformer.train.arguments import FineTuningArguments, FineTuningDataArguments
-from screformer.train.labelled_cells import draw_of_each_label, split_labelled_cells, write_split
+from screformer.train.labelled_cells import draw_at_most, draw_of_each_label, split_labelled_cells, write_split
 from screformer.train.result_files import read_json
 
 
@@ -51,6 +51,18 @@ def test_without_validation_the_draw_is_from_all_other_cells_in_order(corpus):
     cells, _ = few(corpus, 4, seed=7)
     rest = np.flatnonzero(cells.groups != "human4")
     np.testing.assert_array_equal(cells.split.train, draw_of_each_label(rest, cells.labels, 4, 7))
+
+
+def test_of_many_cells_some_of_each_label_are_drawn_and_few_are_taken_as_they_are():
+    labels = np.array(["common"] * 97 + ["rare"] * 3)
+    train = np.arange(2, 100)
+    assert draw_at_most(train, labels, 98, of_each=2, seed=0) is train
+    for seed in range(5):
+        drawn = draw_at_most(train, labels, 20, of_each=2, seed=seed)
+        random = np.random.default_rng(seed).permutation(train)[:20]
+        assert set(random.tolist()) <= set(drawn.tolist()) <= set(train.tolist())
+        assert (labels[drawn] == "rare").sum() >= 2
+        assert len(drawn) <= 24
 
 
 def test_the_split_file_names_the_cells_that_train(corpus, tmp_path):

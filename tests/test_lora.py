@@ -121,6 +121,17 @@ def test_adapters_and_the_whole_head_learn_and_nothing_else(base, model_class):
     assert not has_adapters(model_class.from_pretrained(base))
 
 
+def test_a_linear_path_that_starts_as_a_regression_stays_it(base):
+    model = ScReformerForCellClassification.from_pretrained(base, classifier_paths=["convolution", "linear"])
+    model.classifier.linear_path.requires_grad_(False)
+    adapted = add_adapters(model, with_adapters(base))
+    heads = {name: each for name, each in adapted.named_parameters() if ".modules_to_save." in name}
+    assert any("linear_path" in name for name in heads)
+    assert {name for name, each in heads.items() if not each.requires_grad} == {
+        name for name in heads if "linear_path" in name
+    }
+
+
 @pytest.mark.parametrize("targets", [["value"], ["query_key", "feed_forward"]])
 def test_targets_choose_the_projections(base, targets):
     adapted = add_adapters(ScReformerForMaskedLM.from_pretrained(base), with_adapters(base, lora_targets=targets))

@@ -2,9 +2,10 @@ import json
 import logging
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from small_corpus import TINY_MODEL, make_corpus, make_tokenizer
+from small_corpus import TINY_MODEL, make_cells, make_corpus, make_tokenizer
 from transformers import AutoModelForMaskedLM, AutoTokenizer, TrainerCallback
 
 from screformer.modeling_screformer import ScReformerForMaskedLM
@@ -124,6 +125,18 @@ def test_excluded_groups_are_neither_trained_on_nor_held_out(corpus, tmp_path, m
     kept = [row["gene_ids"] for row in dataset if row["donor"] in ("human2", "human3")]
     assert len(kept) == 24
     assert sorted(rows) == sorted(kept)
+
+
+def test_cells_that_may_be_of_an_excluded_group_are_left_out(tmp_path, caplog):
+    cells = make_cells()
+    donors = cells.obs["donor"].astype(object)
+    donors.iloc[:5] = np.nan
+    cells.obs["donor"] = donors
+    corpus = open_corpus(make_corpus(tmp_path, cells=cells))
+    data = PretrainingDataArguments(corpus=str(corpus.folder), group_column="donor", exclude_groups=["human4"])
+    rows = np.sort(np.concatenate(pretrain_module._split_cells(corpus, data, 0)))
+    assert rows.tolist() == [row for row, donor in enumerate(donors) if donor != "human4" and row >= 5]
+    assert "5 cells have no value in column 'donor' and are left out" in caplog.text
 
 
 def test_an_unknown_group_to_exclude_is_named(corpus, tmp_path):

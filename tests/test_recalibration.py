@@ -9,7 +9,9 @@ from typer.testing import CliRunner
 from screformer.annotation import annotate, calibrate_checkpoint
 from screformer.cli import app
 from screformer.modeling_screformer import ScReformerForCellClassification
+from screformer.tokenization.overlap import find_seen_cells
 from screformer.train.arguments import FineTuningArguments, FineTuningDataArguments, ModelArguments
+from screformer.train.evaluate import evaluate_checkpoint
 from screformer.train.finetune import finetune
 
 
@@ -52,6 +54,38 @@ def test_new_cells_calibrate_and_seen_ones_do_not(checkpoint, tmp_path, caplog):
     assert (checkpoint / "calibration.png").exists()
     adata = annotate(make_cells(seed=2), checkpoint, max_error=0.1, copy=True, progress=False)
     assert (adata.obs["screformer_best_guess"] == adata.obs["cell_type"]).mean() > 0.9
+
+
+def test_cells_that_calibrate_are_known_as_seen_and_may_calibrate_again(checkpoint, tmp_path, caplog):
+    names = make_cells(num_cells=60, seed=1).obs_names
+    splits = json.loads((checkpoint / "splits.json").read_text())
+    (checkpoint / "splits.json").write_text(json.dumps({**splits, "test": [f"cells.h5ad/{names[0]}", names[1]]}))
+    make_cells(num_cells=60, seed=1).write_h5ad(tmp_path / "new.h5ad")
+    first = calibrate_checkpoint(tmp_path / "new.h5ad", checkpoint, progress=False)
+    assert "2 cells have the names of cells in the test part of" in caplog.text
+    assert find_seen_cells(tmp_path / "new.h5ad", checkpoint).num_seen == 60
+    assert find_seen_cells(tmp_path / "cells.h5ad", checkpoint).num_seen == 48
+    facts = json.loads((checkpoint / "seen_cells.json").read_text())
+    assert (facts["num_cells"], facts["calibration"]["num_cells"], facts["is_complete"]) == (108, 60, True)
+    assert calibrate_checkpoint(tmp_path / "new.h5ad", checkpoint, progress=False)["levels"] == first["levels"]
+    assert json.loads((checkpoint / "seen_cells.json").read_text()) == facts
+    with pytest.raises(ValueError, match=r"no cell of cells.h5ad is of use"):
+        calibrate_checkpoint(tmp_path / "cells.h5ad", checkpoint, progress=False)
+    (tmp_path / "other").mkdir()
+    corpus = make_corpus(tmp_path / "other", cells=make_cells(num_cells=60, seed=1))
+    evaluation = evaluate_checkpoint(checkpoint, corpus, tmp_path / "out", part="all", progress=False)
+    assert evaluation["seen_cells"]["num_seen"] == 60
+    (checkpoint / "calibration_cells.npy").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"calibration_cells.npy is damaged"):
+        calibrate_checkpoint(tmp_path / "new.h5ad", checkpoint, progress=False)
+
+
+def test_where_no_index_is_none_is_begun(checkpoint, tmp_path, caplog):
+    (checkpoint / "seen_cells.json").unlink()
+    make_cells(num_cells=60, seed=1).write_h5ad(tmp_path / "new.h5ad")
+    calibrate_checkpoint(tmp_path / "new.h5ad", checkpoint, progress=False)
+    assert "does not say which cells it has seen; take care" in caplog.text
+    assert not (checkpoint / "seen_cells.json").exists()
 
 
 def test_the_command_line_calibrates(checkpoint, tmp_path):

@@ -51,6 +51,11 @@ def test_a_checkpoint_has_seen_the_cells_of_both_trainings_but_not_those_of_the_
     record_seen_cells(tuned, corpus, np.arange(5), checkpoint=str(pretrained))
     assert json.loads((tuned / "seen_cells.json").read_text())["is_complete"] is False
     assert "does not say which cells it has seen" in caplog.text
+    # What begins with such a one is not complete either.
+    next_one = tmp_path / "next"
+    next_one.mkdir()
+    record_seen_cells(next_one, corpus, np.arange(9), checkpoint=str(tuned))
+    assert json.loads((next_one / "seen_cells.json").read_text())["is_complete"] is False
 
 
 def test_pretraining_holds_out_what_the_corpus_does(tmp_path, caplog, monkeypatch) -> None:

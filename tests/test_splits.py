@@ -101,6 +101,20 @@ def test_validation_can_be_whole_groups():
     assert [set(groups[part]) for part in split] == [{"human3"}, {"human2"}, {"human1", "human4"}]
 
 
+@pytest.mark.parametrize("options", [{}, {"validation_groups": ["human2"]}])
+def test_cells_that_may_be_of_a_test_group_are_in_no_part(options, caplog):
+    labels = make_labels()
+    groups = np.array(make_groups(len(labels)))
+    groups[::5] = ""
+    split = split_by_group(labels, groups, test_groups=["human4"], **options)
+    together = np.sort(np.concatenate(split))
+    np.testing.assert_array_equal(together, np.flatnonzero(groups != ""))
+    assert f"{(groups == '').sum()} cells have no group" in caplog.text
+    with pytest.raises(ValueError, match=r"no cell is in group \[''\]; groups are \['human1'"):
+        split_by_group(labels, groups, test_groups=[""])
+    assert len(cross_validation_folds(labels, groups=groups)) == 4
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -123,6 +123,31 @@ def test_cells_without_a_label_join_training_but_not_those_of_held_out_donors(tm
     assert len(cells.unlabelled_validation) == 0
 
 
+def test_cells_without_label_and_donor_are_of_no_use(tmp_path):
+    cells = unlabel(OTHERS[-4:])
+    donors = cells.obs["donor"].astype(object)
+    donors.iloc[OTHERS[-2:]] = np.nan
+    cells.obs["donor"] = donors
+    corpus = open_corpus(make_corpus(tmp_path, cells=cells))
+    split = parts(OTHERS[6:-4], OTHERS[:6], np.flatnonzero(IS_TEST))
+    assert choose(corpus, split, use_unlabelled=True).unlabelled_train.tolist() == OTHERS[-4:-2].tolist()
+
+
+def test_the_remedy_for_labels_above_the_classes_is_allowed(tmp_path):
+    cells = make_cells()
+    labels = cells.obs["cell_type"].astype(object)
+    labels.iloc[OTHERS[-4:]] = "islet"
+    cells.obs["cell_type"] = labels
+    corpus = open_corpus(make_corpus(tmp_path, cells=cells))
+    with pytest.raises(
+        ValueError, match=r"above its classes in its label tree.*\(--split new --exclude_labels 'islet'\)"
+    ):
+        choose(corpus, SPLIT)
+    by_donor = {"group_column": "donor", "test_groups": ["human4"]}
+    learned = choose(corpus, SPLIT, split="new", exclude_labels=["islet"], **by_donor)
+    assert len(learned.labelled.rows) == len(cells) - 4
+
+
 def test_a_donor_that_only_validates_gives_no_cells_to_training(tmp_path):
     without = np.flatnonzero(DONOR_OF == "human3")[:2]
     corpus = open_corpus(make_corpus(tmp_path, cells=unlabel(without)))

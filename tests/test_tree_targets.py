@@ -4,21 +4,27 @@ from pathlib import Path
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 from small_corpus import TINY_MODEL, make_cells, make_corpus
+from small_teacher import make_teacher
 from torch.nn.functional import cross_entropy
 from transformers import EvalPrediction
 
 from screformer.annotation.annotate import annotate_file
+from screformer.annotation.explained_cells import CellFile, choose_cells
+from screformer.annotation.explained_score import ClassScore
 from screformer.annotation.label_tree import LabelTree
+from screformer.annotation.trained_model import load_classifier
 from screformer.modeling_screformer import ScReformerForCellClassification
 from screformer.tokenization.corpus import open_corpus
 from screformer.train.arguments import FineTuningArguments, FineTuningDataArguments, ModelArguments
 from screformer.train.classifier_start import ClassifierArguments
 from screformer.train.evaluate import evaluate_checkpoint
 from screformer.train.finetune import finetune
-from screformer.train.result_files import read_json
+from screformer.train.result_files import read_json, write_json
 from screformer.train.tree_targets import TreeLoss, TreeTargets, open_label_tree, tree_weights
 
 TREE = LabelTree({"islet": None, "alpha": "islet", "beta": "islet", "other": None, "duct": "other", "fat": "other"})
@@ -165,6 +171,38 @@ def test_evaluation_has_the_scores_of_each_level(mixed, trained, tmp_path, caplo
     assert evaluation["num_cells"] == 80
     assert evaluation["unknown_labels"] == []
     assert hierarchy["hierarchical_f1"] > 0.8
+
+
+def test_what_is_scored_is_what_annotation_gives(mixed, tmp_path):
+    # Of weights that know little, the likeliest class of many cells is not in the likeliest branch.
+    model = make_teacher(tmp_path / "model", label_names=["alpha", "beta", "duct"], gene_space="expressed")
+    config = read_json(tmp_path / "model/config.json")
+    parents = {"islet": None, "alpha": "islet", "beta": "islet", "duct": None}
+    flat = {"temperatures": [20.0, 20.0], "error_rates": [], "thresholds": []}
+    write_json(tmp_path / "model/config.json", {**config, "label_parents": parents, "calibration": flat})
+    source = Path(mixed[0]).parent / "cells.h5ad"
+    annotate_file(source, model, tmp_path / "out.h5ad", progress=False)
+    given = anndata.read_h5ad(tmp_path / "out.h5ad").obs["screformer_cell_type"].astype(str)
+    evaluation = evaluate_checkpoint(model, mixed[0], tmp_path / "scores", part="all", progress=False)
+    rows = pd.read_csv(tmp_path / "scores/predictions.tsv", sep="\t", index_col="cell_id")
+    assert rows["predicted"].tolist() == given[rows.index].tolist()
+    table = rows[["probability_alpha", "probability_beta", "probability_duct"]]
+    likeliest = table.idxmax(axis=1).str.removeprefix("probability_")
+    assert (likeliest != rows["predicted"]).sum() > 2
+    assert evaluation["accuracy"] == pytest.approx((rows["predicted"] == rows["label"]).mean())
+    confusion = pd.crosstab(rows["label"], rows["predicted"]).reindex(columns=evaluation["label_names"], fill_value=0)
+    assert evaluation["confusion_matrix"] == confusion.to_numpy().tolist()
+    of_prediction = [table.loc[cell, f"probability_{name}"] for cell, name in rows["predicted"].items()]
+    assert rows["confidence"].tolist() == of_prediction
+    auc = roc_auc_score(rows["label"] == "duct", rows["probability_duct"])
+    assert evaluation["per_class"]["duct"]["auc"] == pytest.approx(auc, abs=1e-3)
+    file = CellFile(source, label_column=None, progress=False)
+    scores = [ClassScore.parse(load_classifier(model).model.config, name) for name in ("islet", "duct")]
+    chosen = choose_cells(
+        file, None, load_classifier(model), scores, num_cells=96, num_background=9, gene_space="expressed", seed=0
+    )
+    for cells in chosen.of_class:
+        assert cells.labels.tolist() == given[cells.names].tolist()
 
 
 def test_annotation_writes_every_level(mixed, trained, tmp_path):

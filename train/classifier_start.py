@@ -20,14 +20,15 @@ from screformer.train.cell_dataset import CellDataset
 from screformer.train.collator import CellCollator
 from screformer.train.component_regression import ABSENT, ComponentRegression, fit_component_regression
 from screformer.train.expression_levels import read_levels
-from screformer.train.labelled_cells import LabelledCells
+from screformer.train.labelled_cells import LabelledCells, draw_at_most
 
 logger = logging.getLogger(__name__)
 
 LinearStart = Literal["zeros", "logistic_regression", "principal_components", "gene_vectors"]
 LINEAR_STARTS = get_args(LinearStart)
 POOLED_CELLS, POOLED_AT_ONCE = 256, 8
-MAX_CELLS = 20_000  # a regression learns little more from more cells, and takes minutes
+# A regression learns little more from more cells, and takes minutes; of a rare type it needs some.
+MAX_CELLS, CELLS_OF_EACH_TYPE = 20_000, 50
 
 
 @dataclass
@@ -131,12 +132,11 @@ def start_linear_path(
     corpus, cells
         Their training part is fitted to.
     seed
-        Fixes the inner folds, and which cells are taken of more than 20,000.
+        Fixes the inner folds, and which cells are taken of more than 20,000: as many, and some of each rare type.
     """
     # In a label tree cells may have labels that are no class.
     train = cells.split.train[np.isin(cells.labels[cells.split.train], list(model.config.label2id))]
-    if len(train) > MAX_CELLS:
-        train = np.sort(np.random.default_rng(seed).permutation(train)[:MAX_CELLS])
+    train = draw_at_most(train, cells.labels, MAX_CELLS, of_each=CELLS_OF_EACH_TYPE, seed=seed)
     labels, groups = cells.labels[train], None if cells.groups is None else cells.groups[train]
     levels = read_levels(corpus, cells.rows[train], model.config.num_genes, model.config.num_bins)
     gene_embeddings = model.screformer.embeddings.gene_embeddings.weight.detach().double().cpu().numpy()

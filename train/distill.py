@@ -61,6 +61,7 @@ class _Lesson(NamedTuple):
     data: DistillationDataArguments
     cells: TaughtCells
     label_names: list[str]
+    label_parents: dict[str, str | None] | None
     teacher: Facts
     logits: TeacherLogits
     temperature: float
@@ -74,7 +75,8 @@ def distill(
 ) -> TrainingResult:
     """Train a small classifier on a large one's answers and return its folder and validation metrics.
 
-    The student has the teacher's labels, in its order. By default it has the teacher's split too: the cells that the
+    The student has the teacher's labels, in its order, and its label tree; cells with a label above the classes cannot
+    be learned from. By default it has the teacher's split too: the cells that the
     teacher was tested on are not touched here, see `screformer.train.evaluate`. The teacher reads every cell once, in
     eval mode; its logits stay in ``teacher_logits/`` of the output folder. Best epoch and early stopping go by
     validation accuracy, or by agreement with the teacher where no validation cell has a label. The output folder is a
@@ -129,7 +131,8 @@ def _plan_lesson(
     facts = describe_teacher(teacher, teaching.teacher, teaching.teacher_gene_space)
     rows = np.concatenate([cells.training_cells(label_names)[0], cells.validation_cells(label_names)[0]])
     logits = TeacherLogits(f"{training.output_dir}/{LOGITS_FOLDER}", corpus, rows, facts)
-    return _Lesson(corpus, data, cells, label_names, facts, logits, teaching.temperature)
+    tree = teacher.config.label_parents
+    return _Lesson(corpus, data, cells, label_names, tree, facts, logits, teaching.temperature)
 
 
 def _needed(teacher_split: TeacherSplit | None, teacher: str) -> TeacherSplit:
@@ -194,7 +197,13 @@ def _train(
     training = copy(training)  # a batch size that is found here stays here
     set_seeds(training)
     corpus, label_names = lesson.corpus, lesson.label_names
-    model = starting_model(ScReformerForCellClassification, corpus.tokenizer(), student, label_names=label_names)
+    model = starting_model(
+        ScReformerForCellClassification,
+        corpus.tokenizer(),
+        student,
+        label_names=label_names,
+        head={"label_parents": lesson.label_parents, "calibration": None},  # what it starts from may have others
+    )
     batch = fit_training_batch_size(training, model, longest=longest_cell(CellDataset(corpus)))
     model = choose_trainable(model, student, training)
     rows, class_ids = lesson.cells.training_cells(label_names)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -59,10 +59,11 @@ def evaluate_checkpoint(
     Writes into `output`: ``evaluation.json`` (all of `classification_metrics`, and what was measured on what),
     ``predictions.tsv`` (a row a cell, with every probability), ``confusion_matrix.png``, ``roc_curves.png``. Cells
     whose label the model does not know count as errors; their labels are in ``unknown_labels``. ``seen_cells`` counts
-    those that the model has read before, in its training or before it. Of a model with a label
-    tree, ``hierarchy`` has what `tree_metrics.score_levels` finds, of cells with labels at any level. ``calibration``
-    says how far probabilities are from shares of right labels (``reliability.png``), and of a calibrated model
-    ``answers`` how often its answers are wrong when an error rate is asked for; see `annotation.calibration`.
+    those that the model has read before, in its training or before it. Of a model with a label tree, a cell's
+    prediction is the end of its path from the top down, as `annotate_file` gives it, and ``hierarchy`` has what
+    `tree_metrics.score_levels` finds, of cells with labels at any level. ``calibration`` says how far probabilities are
+    from shares of right labels (``reliability.png``), and of a calibrated model ``answers`` how often its answers are
+    wrong when an error rate is asked for; see `annotation.calibration`.
 
     Parameters
     ----------
@@ -103,7 +104,8 @@ def evaluate_checkpoint(
     logits = predict_logits(model, CellDataset(corpus, numbers), batch_size=batch_size, progress=progress)
     reader = LabelReader(config)
     found = _describe_answers(reader, config, logits, labels[numbers])
-    probabilities = reader(logits).probabilities
+    answers = reader(logits)
+    probabilities, predicted = answers.probabilities, reader.classes(answers)
     if config.label_parents:
         # Where a label is above the classes, no class is right or wrong: these cells count at their levels alone.
         is_class = ~np.isin(labels[numbers], sorted(set(reader.tree.labels) - set(reader.class_names)))
@@ -111,7 +113,7 @@ def evaluate_checkpoint(
             "hierarchy": score_levels(reader.tree, reader.class_names, probabilities, labels[numbers].tolist()),
             "num_cells_above_classes": int((~is_class).sum()),
         }
-        numbers, probabilities = numbers[is_class], probabilities[is_class]
+        numbers, probabilities, predicted = numbers[is_class], probabilities[is_class], predicted[is_class]
         if not len(numbers):
             raise ValueError(f"part {part!r} has no cell whose label is one of the classes {reader.class_names}")
     seen = count_seen_cells(checkpoint, corpus, numbers)
@@ -139,7 +141,8 @@ def evaluate_checkpoint(
     if found["calibration"]["levels"]:
         plot_reliability(found["calibration"]["levels"], Path(output) / RELIABILITY_FILE, title=f"Cells of {part}")
     names = name_cells(corpus)[numbers]
-    return _write_evaluation(Path(output), facts, names, labels[numbers], probabilities, reader.class_names)
+    cells = _ScoredCells(names, labels[numbers], probabilities, predicted)
+    return _write_evaluation(Path(output), facts, cells, reader.class_names)
 
 
 def _describe_answers(
@@ -185,6 +188,10 @@ def _rows_of_part(
                 f"is {missing[0]!r}; use the corpus that the checkpoint was fine-tuned on"
             )
         numbers = np.array([row_of[cell_name] for cell_name in split[part]], dtype=np.int64)
+        is_labelled = labels[numbers] != ""
+        if not is_labelled.all():
+            logger.warning("%d of %d cells have no label and are left out", (~is_labelled).sum(), len(numbers))
+        numbers = numbers[is_labelled]
     else:
         raise ValueError(f"part must be 'train', 'validation', 'test' or 'all', got {part!r}")
     if not len(numbers):
@@ -192,48 +199,46 @@ def _rows_of_part(
     return numbers
 
 
+class _ScoredCells(NamedTuple):
+    """Name and true label of each cell, its probabilities (cells, classes), and the class that it is called."""
+
+    names: npt.NDArray[np.str_]
+    labels: npt.NDArray[np.str_]
+    probabilities: npt.NDArray[np.float32]
+    predicted: npt.NDArray[np.int64]
+
+
 def _write_evaluation(
-    output: Path,
-    facts: dict[str, Any],
-    cell_names: npt.NDArray[np.str_],
-    labels: npt.NDArray[np.str_],
-    probabilities: npt.NDArray[np.float32],
-    known_labels: list[str],
+    output: Path, facts: dict[str, Any], cells: _ScoredCells, known_labels: list[str]
 ) -> dict[str, Any]:
     from screformer.train.figures import plot_confusion_matrix, plot_roc_curves
     from screformer.train.metrics import classification_metrics
 
-    names = known_labels + sorted(set(labels.tolist()) - set(known_labels))
+    names = known_labels + sorted(set(cells.labels.tolist()) - set(known_labels))
     index_of = {name: index for index, name in enumerate(names)}
-    truth = np.array([index_of[label] for label in labels.tolist()], dtype=np.int64)
-    metrics = classification_metrics(truth, probabilities, names)
+    truth = np.array([index_of[label] for label in cells.labels.tolist()], dtype=np.int64)
+    metrics = classification_metrics(truth, cells.probabilities, names, predicted=cells.predicted)
     if metrics["unknown_labels"]:
         logger.warning(
             "the model does not know these labels, their cells count as errors: %s", metrics["unknown_labels"]
         )
     evaluation = {**facts, "versions": software_versions(), **metrics}
-    _write_predictions(output / PREDICTIONS_FILE, cell_names, labels, probabilities, known_labels)
+    _write_predictions(output / PREDICTIONS_FILE, cells, known_labels)
     plot_confusion_matrix(metrics["confusion_matrix"], names, output / CONFUSION_FILE)
     plot_roc_curves(metrics["roc_curves"], output / ROC_FILE)
     write_json(output / EVALUATION_FILE, evaluation)
     return evaluation
 
 
-def _write_predictions(
-    path: Path,
-    cell_names: npt.NDArray[np.str_],
-    labels: npt.NDArray[np.str_],
-    probabilities: npt.NDArray[np.float32],
-    known_labels: list[str],
-) -> None:
+def _write_predictions(path: Path, cells: _ScoredCells, known_labels: list[str]) -> None:
     with written_aside(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, delimiter="\t", lineterminator="\n")
         table.writerow(
             ["cell_id", "label", "predicted", "confidence", *(f"probability_{name}" for name in known_labels)]
         )
-        for cell_name, label, row in zip(cell_names, labels, probabilities, strict=True):
-            numbers = [f"{value:.6f}" for value in (row.max(), *row)]
-            table.writerow([cell_name, label, known_labels[int(row.argmax())], *numbers])
+        for cell_name, label, row, predicted in zip(*cells, strict=True):
+            numbers = [f"{value:.6f}" for value in (row[predicted], *row)]
+            table.writerow([cell_name, label, known_labels[int(predicted)], *numbers])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

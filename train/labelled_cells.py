@@ -33,8 +33,8 @@ class LabelledCells(NamedTuple):
 def split_labelled_cells(corpus: Corpus, data: FineTuningDataArguments, seed: int) -> LabelledCells:
     """Return the labelled cells, split as `data` says; validation cells whose label training lacks are in no part.
 
-    With a `validation_fraction` of 0 there are no validation cells. With `cells_per_label` most training cells are in
-    no part either.
+    Cells without a group are in no part where groups are held out. With a `validation_fraction` of 0 there are no
+    validation cells. With `cells_per_label` most training cells are in no part either.
 
     Raises
     ------
@@ -67,6 +67,16 @@ def split_labelled_cells(corpus: Corpus, data: FineTuningDataArguments, seed: in
         split = split._replace(train=draw_of_each_label(split.train, labels, data.cells_per_label, seed))
     is_chosen_by = data.validation_fraction > 0 or bool(data.validation_groups)
     return LabelledCells(rows, labels, groups, _drop_unseen(split, labels) if is_chosen_by else split)
+
+
+def draw_at_most(
+    train: npt.NDArray[np.int64], labels: npt.NDArray[np.str_], number: int, *, of_each: int, seed: int
+) -> npt.NDArray[np.int64]:
+    """Return `train`, or of more than `number` cells as many at random, joined by up to `of_each` of each label."""
+    if len(train) <= number:
+        return train
+    drawn = np.random.default_rng(seed).permutation(train)[:number]
+    return np.union1d(drawn, draw_of_each_label(train, labels, of_each, seed))
 
 
 def draw_of_each_label(
@@ -123,7 +133,7 @@ def write_split(
     if cells.groups is None:
         members = {name: cells.labels[rows] for name, rows in parts.items()}
     else:
-        members = {name: cells.labels[cells.groups == name] for name in sorted(set(cells.groups.tolist()))}
+        members = {name: cells.labels[cells.groups == name] for name in sorted(set(cells.groups.tolist()) - {""})}
     for name, labels in members.items():
         present, numbers = np.unique(labels, return_counts=True)
         counts[name] = dict(zip(present.tolist(), numbers.tolist(), strict=True))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from screformer.train.arguments import ModelArguments
 
 ADAPTER_FOLDER = "adapter"
+COPY, PREFIX = ".modules_to_save.default", "base_model.model."  # in peft's names of parameters
 # Name of an option -> ends of the names of the modules; "output" alone would also be the classifier's last layer.
 LORA_TARGETS = {
     "query_key": ("attention.query_key",),
@@ -59,6 +60,8 @@ def check_lora(arguments: ModelArguments) -> None:
 def add_adapters(model: Model, arguments: ModelArguments) -> Model:
     """Return `model` wrapped by `peft`: its weights are frozen, the adapters and the head learn.
 
+    What of the head is frozen already, as a linear path that starts as a regression is, stays so.
+
     The wrapper is called like the model, and gives its ``config``.
 
     Raises
@@ -81,10 +84,16 @@ def add_adapters(model: Model, arguments: ModelArguments) -> Model:
         # Of a model for SEQ_CLS peft itself names the classifier.
         modules_to_save=None if is_classifier else ["head"],
     )
+    is_frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     with warnings.catch_warnings():
         # peft asks for it by a name that transformers will drop.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-        return cast(Model, get_peft_model(model, settings))
+        wrapped = cast(Model, get_peft_model(model, settings))
+    for name, parameter in wrapped.named_parameters():
+        # peft trains a copy of the head, all of it.
+        if COPY in name and name.removeprefix(PREFIX).replace(COPY, "") in is_frozen:
+            parameter.requires_grad_(False)
+    return wrapped
 
 
 def has_adapters(model: nn.Module) -> bool:

@@ -21,6 +21,8 @@ def classification_metrics(
     labels: Sequence[int] | Int64Array,
     probabilities: FloatArray,
     label_names: Sequence[str],
+    *,
+    predicted: Int64Array | None = None,
 ) -> dict[str, Any]:
     """Return every number of an evaluation on labelled cells.
 
@@ -33,6 +35,8 @@ def classification_metrics(
         model does not know; their cells count as errors everywhere.
     label_names
         Class names in id order.
+    predicted
+        Predicted class ids (N,); default the most probable.
 
     Returns
     -------
@@ -40,9 +44,9 @@ def classification_metrics(
         JSON-able, numbers in [0, 1]: ``accuracy``; ``macro_f1``, the mean F1 over the classes that are true or
         predicted at least once (scikit-learn's rule); ``balanced_accuracy``, the mean recall over the classes that are
         true at least once; ``macro_auc``, the mean over the classes with an AUC; ``expected_calibration_error`` (15
-        equal bins of the top probability, Guo et al. 2017); ``per_class`` (precision, recall, f1, support, auc);
-        ``confusion_matrix`` (rows = true, counts); ``roc_curves`` (one against the rest, at most 200 points, None for a
-        class with only positive or only negative cells); ``label_names``, ``num_cells``, ``unknown_labels``.
+        equal bins of the prediction's probability, Guo et al. 2017); ``per_class`` (precision, recall, f1, support,
+        auc); ``confusion_matrix`` (rows = true, counts); ``roc_curves`` (one against the rest, at most 200 points, None
+        for a class with only positive or only negative cells); ``label_names``, ``num_cells``, ``unknown_labels``.
 
     Raises
     ------
@@ -51,14 +55,15 @@ def classification_metrics(
     """
     truth = np.asarray(labels, dtype=np.int64)
     scores = _check_probabilities(truth, np.asarray(probabilities, dtype=np.float64), label_names)
-    predicted = scores.argmax(axis=1)
+    predicted = scores.argmax(axis=1) if predicted is None else predicted
+    confidence = scores[np.arange(len(scores)), predicted]
     names = [str(name) for name in label_names]
     curves = {name: roc_points(truth == index, scores[:, index]) for index, name in enumerate(names)}
     areas = [curve["auc"] for curve in curves.values() if curve is not None]
     return {
         **cell_type_scores(predicted, truth),
         "macro_auc": float(np.mean(areas)) if areas else None,
-        "expected_calibration_error": expected_calibration_error(predicted == truth, scores.max(axis=1)),
+        "expected_calibration_error": expected_calibration_error(predicted == truth, confidence),
         "num_cells": len(truth),
         "label_names": names,
         "unknown_labels": names[np.asarray(probabilities).shape[1] :],

@@ -168,15 +168,21 @@ def _count_gene_bins(cells: CellDataset, model: ScReformerForMaskedLM, training:
 
 
 def _rows_to_learn_from(corpus: Corpus, data: PretrainingDataArguments) -> Int64Array:
-    """Return the corpus rows of all groups but the excluded ones."""
+    """Return the corpus rows of all groups but the excluded ones; cells without a group may be of one of these."""
     if data.group_column is None:
         return np.arange(len(corpus))
     groups = read_column(corpus, data.group_column, argument="group_column")
-    unknown = sorted(set(data.exclude_groups) - set(groups.tolist()))
+    known = sorted(set(groups.tolist()) - {""})
+    unknown = sorted(set(data.exclude_groups) - set(known))
     if unknown:
-        known = sorted(set(groups.tolist()))
         raise ValueError(f"exclude_groups has {unknown}; the groups of column {data.group_column!r} are {known}")
-    return np.flatnonzero(~np.isin(groups, data.exclude_groups))
+    if (groups == "").any():
+        logger.warning(
+            "%d cells have no value in column %r and are left out: they may be of an excluded group",
+            (groups == "").sum(),
+            data.group_column,
+        )
+    return np.flatnonzero(~np.isin(groups, ["", *data.exclude_groups]))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -19,7 +19,7 @@ DEFAULT_FRACTIONS = (0.6, 0.2, 0.2)
 
 
 class Split(NamedTuple):
-    """Row numbers of the three parts, each ascending; together they are every cell once."""
+    """Row numbers of the three parts, each ascending; together they are every cell once, but for those of no group."""
 
     train: Int64Array
     validation: Int64Array
@@ -64,7 +64,8 @@ def split_by_group(
     """Return a split whose test set is whole groups: donors or datasets that training never sees.
 
     Validation is whole groups too if `validation_groups` names them; else a stratified slice (`validation_fraction`) of
-    the cells outside the test groups.
+    the cells outside the test groups. Cells without a group ("") may be of a test group's donor: they are in no part,
+    with a logged warning.
 
     Raises
     ------
@@ -80,7 +81,10 @@ def split_by_group(
     inner = list(validation_groups or ())
     _check_groups(group_names, list(test_groups), inner)
     is_test, is_validation = np.isin(group_names, list(test_groups)), np.isin(group_names, inner)
-    rest = np.flatnonzero(~is_test & ~is_validation)
+    has_group = group_names != ""
+    if not has_group.all():
+        logger.warning("%d cells have no group, so that any may be theirs: they are left out", (~has_group).sum())
+    rest = np.flatnonzero(has_group & ~is_test & ~is_validation)
     if not len(rest):
         raise ValueError("test_groups and validation_groups hold every cell; leave at least one group for training")
     if inner:
@@ -110,7 +114,7 @@ def cross_validation_folds(
         training when it is tested).
     """
     if groups is not None:
-        names = sorted(set(map(str, groups)))
+        names = sorted(set(map(str, groups)) - {""})
         if len(names) < 2:
             raise ValueError(f"groups must name at least two groups to leave one out, got {names}")
         return [
@@ -155,7 +159,7 @@ def _as_labels(labels: Names) -> npt.NDArray[np.str_]:
 
 
 def _check_groups(groups: npt.NDArray[np.str_], test_groups: list[str], validation_groups: list[str]) -> None:
-    known = sorted(set(groups.tolist()))
+    known = sorted(set(groups.tolist()) - {""})
     if not test_groups:
         raise ValueError(f"test_groups must name at least one group, got none; groups are {known}")
     unknown = sorted(set(test_groups + validation_groups) - set(known))

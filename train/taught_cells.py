@@ -191,17 +191,19 @@ def _refuse_unknown_labels(labelled: LabelledCells, label_names: Sequence[str], 
     used = labelled.labels[np.concatenate([labelled.split.train, labelled.split.validation])]
     unknown = sorted(set(used.tolist()) - set(label_names))
     if unknown:
+        options = f"--exclude_labels {' '.join(map(repr, unknown))}"
         raise ValueError(
             f"label_column: {int(np.isin(used, unknown).sum())} cells have the labels {unknown}, which teacher "
-            f"{teacher!r} does not know; it knows {list(label_names)}. Leave them out (--exclude_labels), or name the "
-            "column with the teacher's labels"
+            f"{teacher!r} does not know, or that are above its classes in its label tree; its classes are "
+            f"{list(label_names)}. Split anew without them (--split new {options}), or "
+            "by the column with the teacher's labels (--split new --label_column)"
         )
 
 
 def _outside_held_out_groups(
     corpus: Corpus, data: DistillationDataArguments, labelled: LabelledCells, unlabelled: Int64Array
 ) -> Int64Array:
-    """Return the cells without those of a test group, or of a group that only validates: they are held out whole."""
+    """Return the cells without those of a test group, of a group that only validates, or of none that is known."""
     if data.group_column is None or not len(unlabelled):
         return unlabelled
     groups = read_column(corpus, data.group_column, argument="group_column")
@@ -209,7 +211,9 @@ def _outside_held_out_groups(
     if labelled.groups is not None:
         train, validation, _ = (set(labelled.groups[part].tolist()) for part in labelled.split)
         held_out |= validation - train
-    kept = unlabelled[~np.isin(groups[unlabelled], sorted(held_out))]
+    kept = unlabelled[~np.isin(groups[unlabelled], ["", *sorted(held_out)])]
     if len(kept) < len(unlabelled):
-        logger.info("%d cells without a label are in held-out groups and stay unseen", len(unlabelled) - len(kept))
+        logger.info(
+            "%d cells without a label are in held-out groups, or in none, and stay unseen", len(unlabelled) - len(kept)
+        )
     return kept

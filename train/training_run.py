@@ -20,6 +20,7 @@ from screformer.model_cards.card_inputs import INPUTS_FILE
 from screformer.model_cards.golden_cells import CELLS, FACTS
 from screformer.model_cards.published_files import CHECKSUMS
 from screformer.tokenization.corpus import Corpus
+from screformer.tokenization.corpus_files import checksum
 from screformer.train.arguments import ScReformerTrainingArguments
 from screformer.train.calibration_record import CALIBRATION_FIGURE, CALIBRATION_FILE
 from screformer.train.cell_trainer import CellTrainer
@@ -37,6 +38,7 @@ from screformer.train.result_files import (
     WEIGHTS_FILE,
     WEIGHTS_INDEX,
     finite,
+    hash_weights,
     read_json,
     software_versions,
     write_json,
@@ -50,6 +52,7 @@ from screformer.train.telemetry import (
     check_report_to,
     remove_event_files,
 )
+from screformer.train.tree_targets import CELL_ONTOLOGY
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +66,10 @@ DEFINING_SETTINGS = (
     "shuffle_block_size", "shuffle_buffer_size", "train_sampling_strategy", "lr_scheduler_kwargs",
     "label_smoothing_factor", "class_weights", "layer_lr_decay", "freeze", "full_determinism",
 )  # fmt: skip
+# The same, of which the records of older runs may say nothing; the second lot where evaluations choose or stop.
+LATER_SETTINGS = ("unknown_types", "load_best_model_at_end")
+SETTINGS_OF_SELECTION = ("eval_strategy", "eval_steps", "save_strategy", "greater_is_better")
+CONTENT = "content"  # section of the record: sha256 of what the run began with
 
 
 class TrainingResult(NamedTuple):
@@ -81,9 +88,25 @@ def describe_run(
         "state": "running",
         "corpus": dict(corpus),
         **{name: asdict(value) for name, value in arguments.items()},
+        CONTENT: _hash_content(arguments),
         "training": training.to_dict(),
         "num_processes": training.world_size,
         "versions": software_versions(),
+    }
+
+
+def _hash_content(arguments: Mapping[str, Any]) -> dict[str, str | None]:  # Any: dataclasses
+    """Return sha256 of the start checkpoint's weights and of files of gene vectors and labels, None for what is none.
+
+    A checkpoint on the Hub has none.
+    """
+    model, cells = arguments.get("model"), arguments.get("cells")
+    checkpoint = getattr(model, "checkpoint", None)
+    files = {"gene2vec": getattr(model, "gene2vec", None), "label_tree": getattr(cells, "label_tree", None)}
+    paths = {name: Path((value or "").removeprefix(f"{CELL_ONTOLOGY}:")) for name, value in files.items()}
+    return {
+        "checkpoint": None if checkpoint is None else hash_weights(checkpoint),
+        **{name: checksum(path) if path.is_file() else None for name, path in paths.items()},
     }
 
 
@@ -228,19 +251,34 @@ def leave_process_group() -> None:
 def _refuse_other_settings(folder: Path, earlier: Mapping[str, Any], record: Mapping[str, Any]) -> None:
     """Raise ValueError, naming the differences, unless both records describe the same run."""
     differences = []
-    for section in sorted(set(record) - {"state", "versions"}):
+    for section in sorted(set(record) - {"state", "versions", CONTENT}):
         old, new = earlier.get(section), record[section]
         if not isinstance(old, dict) or not isinstance(new, dict):
             old, new = {section: old}, {section: new}
-        names = DEFINING_SETTINGS if section == "training" else sorted({*old, *new})
+        names = _defining_settings(old, new) if section == "training" else sorted({*old, *new})
         differences += [
             f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in names if old.get(name) != new.get(name)
         ]
+    differences += _changed_content(earlier, record)
     if differences:
         raise ValueError(
             f"output_dir {str(folder)!r} holds a run with other settings ({'; '.join(differences)}). Choose another "
             "output_dir, or start over with overwrite (--overwrite), which deletes that run's checkpoints and results"
         )
+
+
+def _defining_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return the names of the settings that must be the same in both."""
+    is_chosen = any(each.get("load_best_model_at_end") or each.get("early_stopping_patience") for each in (old, new))
+    later = (*LATER_SETTINGS, *(SETTINGS_OF_SELECTION if is_chosen else ()))
+    return [*DEFINING_SETTINGS, *(name for name in later if name in old and name in new)]
+
+
+def _changed_content(earlier: Mapping[str, Any], record: Mapping[str, Any]) -> list[str]:
+    """Say of which of the files that the run began with the content is another; what either does not know passes."""
+    old, new = earlier.get(CONTENT, {}), record.get(CONTENT, {})
+    changed = [name for name in new if None not in (old.get(name), new[name]) and old[name] != new[name]]
+    return [f"the content of {name} has changed since" for name in changed]
 
 
 def _remove_run(folder: Path) -> None:
