@@ -15,7 +15,8 @@ PATTERNS = (
     "model*.safetensors", "model.safetensors.index.json", "unknown_types.safetensors", "calibration.json",
     "evaluation.json", "metrics.json", "training.json", "splits.json", "resources.json", "resources.md",
     "log_history.json", "downstream.json", "card.json", "seen_cells.json", "seen_cells.npy",
-    "calibration_cells.npy", "distillation.json", "distillation.md", "golden_cells.json", "golden_cells.safetensors", "*.png",
+    "calibration_cells.npy", "distillation.json", "distillation.md", "golden_cells.json", "golden_cells.safetensors",
+    "*.png",
 )  # fmt: skip
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".dill", ".npz")
 # What a pickle of protocol 2 and later, and PyTorch's archive, begin with.
