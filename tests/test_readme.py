@@ -169,3 +169,10 @@ def test_the_figures_of_explanations_are_those_of_the_result_files():
     ablations = json.loads((results / "ablations-pancreas_baron2016.json").read_text())["systems"]
     gain = ablations["full"]["macro_f1"] - ablations["pooled"]["macro_f1"]
     assert f"the paper's convolution was worth {gain:.2f} of macro-F1 beside a pooled head" in text
+    score = {name: row["macro_f1"] for name, row in ablations.items()}
+    assert max(score, key=lambda name: score[name]) == "variable_genes"
+    assert min(score["not_pretrained"], score["no_gene2vec"], score["one_round"]) > score["full"] > score["more_rounds"]
+    every, expressed = ablations["other_gene_space"], ablations["full"]
+    assert every["macro_f1"] < expressed["macro_f1"]
+    assert every["fit_seconds"] / expressed["fit_seconds"] == pytest.approx(50, abs=2)
+    assert "every gene did worse than expressed genes alone, in fifty times the time" in text
