@@ -39,7 +39,7 @@ from screformer.annotation.trained_model import load_classifier
 from screformer.configuration_screformer import ScReformerConfig
 from screformer.tokenization.gene_vocabulary import GeneVocabulary
 from screformer.train.process_memory import forget_peak, peak_process_memory
-from screformer.train.result_files import finite, software_versions, write_json
+from screformer.train.result_files import finite, read_json, software_versions, write_json
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 RESULT_FILE, VALUES_FOLDER = "explanation.json", "values.partial"
 FIGURES = ("beeswarm-*.png", "genes-*.png", "curves-*.png")
+PAGES = ("md", "html", "h5ad")
 CURVE_PASSES = 2 * 3 * len(STEPS)
 NUM_HEAT_MAP_GENES = 8  # of each class
 
@@ -207,10 +208,17 @@ def explain_file(
 
 
 def _remove_earlier(target: Path) -> None:
-    """Remove an earlier explanation, its record first, so that no figure of it stays among the new ones."""
-    for pattern in (RESULT_FILE, "explanation.*", "genes.parquet", "classes.png", *FIGURES):
-        for path in target.glob(pattern):
-            path.unlink()
+    """Remove an earlier explanation, its record first, so that no figure of it stays among the new ones.
+
+    Only what its record says that it has: other files of the folder are somebody's.
+    """
+    record = target / RESULT_FILE
+    if not record.exists():
+        return
+    stems = file_names([one["class"] for one in read_json(record)["classes"]]).values()
+    figures = [pattern.replace("*", stem) for stem in stems for pattern in FIGURES]
+    for name in (RESULT_FILE, *(f"explanation.{ending}" for ending in PAGES), "genes.parquet", "classes.png", *figures):
+        (target / name).unlink(missing_ok=True)
 
 
 def _describe(

@@ -24,6 +24,8 @@ Json = Mapping[str, Any]
 NUM_LISTED = 20
 PAGE = "explanation"
 MAX_GAP = 0.02
+MIN_STABLE = 0.9  # rank correlation
+FEWEST_CELLS = 10  # for an interval over cells
 ROUGH = (
     " Single cells' values are rough then: take more points (`--points`), or a smaller "
     "`--sum-error`; means over many cells suffer less."
@@ -183,10 +185,10 @@ def check_sentences(one: Json) -> list[str]:
         f"{gap['largest_gap']:.1%}). The mean difference is {gap['mean_effect']:+.2f}."
         + _as_drawn(gap)
         + ("" if adds_up else ROUGH),
-        f"It stays the same: with another seed and another background the ranks of the {stable['num_genes']} genes "
+        f"{_stays(stable)}: with another seed and a background drawn anew the ranks of the {stable['num_genes']} genes "
         f"that count most correlate at {_shown(stable['rank_correlation'])} ({stable['num_cells']} cells), and "
         f"{stable['shared']:.0%} of them are among them again.",
-        *_curve_sentences(one["curves"]),
+        *_curve_sentences(one["curves"], one["num_cells"]),
     ]
     if markers is not None:
         lines.append(
@@ -203,16 +205,24 @@ def _as_drawn(gap: Json) -> str:
     return "" if left is None else f" By the points alone they would miss it by {left:.1%}."
 
 
-def _curve_sentences(curves: Json) -> list[str]:
+def _stays(stable: Json) -> str:
+    correlation = stable["rank_correlation"]
+    return "It stays the same" if correlation is not None and correlation >= MIN_STABLE else "It does not stay the same"
+
+
+def _curve_sentences(curves: Json, num_cells: int) -> list[str]:
     lines = []
     for name, words, wanted, sign in (
         ("deletion_probability", "taken away", "falls", -1), ("insertion_probability", "put back alone", "rises", 1)
     ):  # fmt: skip
+        less = curves[name]["less"].items()
         told = [
             f"{_verdict(sign, one)} than by {order} ({one['mean']:+.3f}, {one['interval'][0]:+.3f} to "
             f"{one['interval'][1]:+.3f})"
-            for order, one in curves[name]["less"].items()
+            for order, one in less
         ]
+        if num_cells < FEWEST_CELLS:
+            told = [f"by {one['mean']:+.3f} beside {order}, of too few cells for an interval" for order, one in less]
         lines.append(
             f"Genes {words}: the probability is {curves[name]['areas'][EXPLANATION]:.3f} on average over "
             f"{curves['steps'][1]} to {curves['steps'][-1]} genes; it {wanted} {'; '.join(told)}."

@@ -14,6 +14,7 @@ import logging
 import sys
 import threading
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -128,11 +129,25 @@ def _every_minute(call: Callable[[], object]) -> Iterator[None]:
 
 
 def _unpack_earlier(earlier: Path, work: Path) -> None:
-    for name, place in ((WEIGHTS, work / RELEASE), (RUNS, work)):
-        path = earlier / name
+    """Lay out what an earlier run has brought back.
+
+    Raises
+    ------
+    FileNotFoundError
+        The folder has nothing of one.
+    ValueError
+        A file of it is damaged.
+    """
+    found = {earlier / name: place for name, place in ((WEIGHTS, work / RELEASE), (RUNS, work))}
+    if not any(path.exists() for path in found):
+        raise FileNotFoundError(f"earlier: {earlier} has neither {WEIGHTS} nor {RUNS}; give the --output of a run")
+    for path, place in found.items():
         if path.exists():
-            with zipfile.ZipFile(path) as file:
-                file.extractall(place)
+            try:
+                with zipfile.ZipFile(path) as file:
+                    file.extractall(place)
+            except (zipfile.BadZipFile, zlib.error) as error:
+                raise ValueError(f"earlier: {path} is damaged ({error}); bring it back again") from error
 
 
 def _bring_back(results: Json, making: CheckpointMaking, target: Path) -> None:

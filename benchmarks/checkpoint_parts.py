@@ -196,9 +196,23 @@ class CheckpointMaking:
         }
 
     def _plan_steps(self) -> tuple[int, float]:
-        """Return how many steps the minutes hold, by two short runs, and the seconds of one; kept for a run resumed."""
+        """Return how many steps the minutes hold, by two short runs, and the seconds of one; kept for a run resumed.
+
+        Raises
+        ------
+        ValueError
+            A pretraining that was begun otherwise is there.
+        """
         path = self.work / "plan.json"
-        if not path.exists():
+        asked = {**self._asked("pretraining"), "use_cpu": self.options.use_cpu}
+        there = read_json(path) if path.exists() else None
+        before = asked if there is None else there.get("asked", asked)
+        if before != asked and (self.work / "pretrained").exists():
+            raise ValueError(
+                f"work: {self.work} has a pretraining that was begun with {before}, not {asked}; choose "
+                "another folder, or ask for the same"
+            )
+        if there is None or before != asked:
             took = [
                 self._run_pretraining(
                     f"pilot{steps}", "--save_strategy no --eval_strategy no --overwrite True", steps
@@ -206,7 +220,8 @@ class CheckpointMaking:
                 for steps in PILOT_STEPS
             ]
             seconds = max((took[1] - took[0]) / (PILOT_STEPS[1] - PILOT_STEPS[0]), took[1] / PILOT_STEPS[1] / 10)
-            write_json(path, {"steps": max(1, int(60 * self.options.minutes / seconds)), "seconds_a_step": seconds})
+            steps = max(1, int(60 * self.options.minutes / seconds))
+            write_json(path, {"steps": steps, "seconds_a_step": seconds, "asked": asked})
         plan = read_json(path)
         logger.info("pretraining: %d steps of %.2f s", plan["steps"], plan["seconds_a_step"])
         return plan["steps"], plan["seconds_a_step"]

@@ -4,6 +4,7 @@ import json
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import anndata
 import pytest
@@ -244,6 +245,35 @@ def test_what_was_brought_back_can_be_published(brought_back, tmp_path, capsys):
     told = (tmp_path / "screformer-tiny" / "README.md").read_text()
     assert "Is the pretraining worth it?" in told
     assert "| one.h5ad | h5ad | human | 28 |" in told
+
+
+def test_an_earlier_run_that_is_not_there_or_is_damaged_is_refused(parcel, brought_back, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"earlier: .*nowhere has neither checkpoint.zip nor runs.zip"):
+        make_base_checkpoint(parcel, tmp_path / "out", work=tmp_path / "work", earlier=tmp_path / "nowhere")
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "runs.zip").write_bytes((brought_back / "runs.zip").read_bytes()[:500])
+    with pytest.raises(ValueError, match=r"earlier: .*runs\.zip is damaged .*; bring it back again"):
+        make_base_checkpoint(parcel, tmp_path / "out", work=tmp_path / "work", earlier=tmp_path / "half")
+
+
+def test_a_plan_is_of_what_was_asked(parcel, tmp_path, monkeypatch):
+    def making(minutes):
+        options = CheckpointOptions(minutes=minutes, use_cpu=True)
+        return checkpoint_parts.CheckpointMaking(open_parcel(parcel, tmp_path), tmp_path, options)
+
+    took = {f"pilot{steps}": steps for steps in checkpoint_parts.PILOT_STEPS}
+    monkeypatch.setattr(
+        checkpoint_parts.CheckpointMaking,
+        "_run_pretraining",
+        lambda self, folder, *_: SimpleNamespace(metrics={"training_seconds": took[folder]}),
+    )
+    assert making(1)._plan_steps() == (60, 1.0)
+    took["pilot15"] = 27
+    assert making(1)._plan_steps() == (60, 1.0)  # planned before
+    assert making(2)._plan_steps() == (60, 2.0)
+    (tmp_path / "pretrained").mkdir()
+    with pytest.raises(ValueError, match=r"has a pretraining that was begun with .*'minutes': 2.*; choose"):
+        making(3)._plan_steps()
 
 
 def test_verdicts_follow_the_interval():

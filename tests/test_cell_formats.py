@@ -252,6 +252,34 @@ def test_a_zarr_folder_in_shards_is_whole_or_refused(cells, vocabulary, tmp_path
     _refuses(path, vocabulary, ValueError, r"files of /X/data are missing: copy the folder again")
 
 
+def test_what_lies_in_another_file_is_not_read_for_this_one(cells, vocabulary, tmp_path):
+    secret = tmp_path / "secret.txt"
+    secret.write_bytes(b"TOPSECRET-0123456789" * 400)
+
+    def external_storage(file):
+        del file["obs/_index"]
+        file.create_dataset("obs/_index", shape=(len(cells),), dtype="S8", external=[(str(secret), 0, 8 * len(cells))])
+
+    def link(file):
+        file["obs/other"] = h5py.ExternalLink(str(tmp_path / "plain.h5ad"), "/X/data")
+
+    def put_together(file):
+        layout = h5py.VirtualLayout(shape=(4,), dtype="f4")
+        layout[:] = h5py.VirtualSource(str(tmp_path / "plain.h5ad"), "X/data", shape=(4,))
+        file["uns"].create_virtual_dataset("other", layout)
+
+    write_h5ad(cells, tmp_path).rename(tmp_path / "plain.h5ad")
+    for change, place in ((external_storage, "/obs/_index"), (link, "/obs/other"), (put_together, "/uns/other")):
+        path = write_h5ad(cells, tmp_path)
+        with h5py.File(path, "a") as file:
+            file["obs/same"] = h5py.SoftLink("/obs/_index")  # within the file: as it was
+            file["zoo"] = file["obs"]
+            change(file)
+        with pytest.raises(ValueError, match=rf"cells\.h5ad takes {place} from another file, which is not read"):
+            open_count_matrix(path, vocabulary=vocabulary)
+        path.unlink()
+
+
 def test_attributes_may_be_texts_of_fixed_length(cells, vocabulary, tmp_path):
     path = write_h5ad(cells, tmp_path)
     with h5py.File(path, "r+") as file:

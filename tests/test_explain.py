@@ -274,6 +274,27 @@ def test_markers_are_of_the_class_that_they_are_said_to_be_of(trained, cells, tm
         read_marker_genes(table)
 
 
+def test_files_of_others_in_the_folder_stay(trained, cells, tmp_path):
+    for name in ("explanation.docx", "genes-of-interest.png", "explanation.old"):
+        (tmp_path / name).write_text("mine")
+    explained(trained, cells, tmp_path)
+    explained(trained, cells, tmp_path, overwrite=True)
+    assert all((tmp_path / name).read_text() == "mine" for name in ("explanation.docx", "genes-of-interest.png"))
+    assert (tmp_path / "explanation.old").exists()
+
+
+def test_what_does_not_stay_the_same_or_is_of_few_cells_is_said_so(trained, cells, tmp_path):
+    explained(trained, cells, tmp_path)
+    one = json.loads((tmp_path / "explanation.json").read_text())["classes"][0]
+    assert any(line.startswith("It stays the same: with") for line in check_sentences(one))
+    one["stability"]["rank_correlation"] = -0.05
+    one["num_cells"] = 3
+    told = check_sentences(one)
+    assert any(line.startswith("It does not stay the same: with another seed and a background") for line in told)
+    curves = [line for line in told if line.startswith("Genes ")]
+    assert all("of too few cells for an interval" in line and "faster" not in line for line in curves)
+
+
 def test_genes_that_were_asked_for_are_told_of_wherever_they_are():
     row = {"gene": "A", "place": 1, "sign": 1}
     assert "1 of the 1 that were asked for: A; high expression raises the score." in asked_sentence([row])
@@ -290,6 +311,7 @@ def test_values_that_miss_their_sum_are_not_called_sums(gap, words):
     curves = {"steps": [0, 1], "deletion_probability": {"areas": {"explanation": 0.5}, "less": {}}}
     curves["insertion_probability"] = curves["deletion_probability"]
     one = {
+        "num_cells": 3,
         "completeness": {"median_gap": gap, "largest_gap": 0.5, "mean_effect": 1.0, "num_cells": 3},
         "stability": {"num_genes": 9, "rank_correlation": 0.9, "num_cells": 3, "shared": 1.0},
         "curves": curves,

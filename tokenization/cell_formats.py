@@ -113,10 +113,42 @@ def _open_hdf5(path: Path) -> CellFile:
         file = h5py.File(path, "r")
     try:
         with reading(path.name, "the file"):
+            elsewhere = find_elsewhere(file)
+        if elsewhere is not None:
+            msg = (
+                f"path: {path.name} takes {elsewhere} from another file, which is not read for it; write one file with "
+                "everything in it: anndata.read_h5ad(path).write_h5ad(new_path)"
+            )
+            raise ValueError(msg)
+        with reading(path.name, "the file"):
             return _recognise(file)(file, path.name)
     except BaseException:
         file.close()
         raise
+
+
+def find_elsewhere(group: h5py.Group, *, seen: set[object] | None = None) -> str | None:
+    """Return the first element whose values are in another file: linked, stored there, or put together of others.
+
+    A file that came from elsewhere could so show what else this process can read.
+    """
+    seen = set() if seen is None else seen
+    for name in group:
+        link = group.get(name, getlink=True)
+        path = f"{group.name.rstrip('/')}/{name}"
+        if isinstance(link, h5py.ExternalLink):
+            return path
+        if not isinstance(link, h5py.HardLink):
+            continue  # within the file, where what it leads to is looked at
+        element = group[name]
+        if isinstance(element, h5py.Dataset) and (element.external or element.is_virtual):
+            return path
+        if isinstance(element, h5py.Group) and element.id not in seen:
+            seen.add(element.id)
+            found = find_elsewhere(element, seen=seen)
+            if found is not None:
+                return found
+    return None
 
 
 def _recognise(file: h5py.File) -> Callable[[h5py.File, str], CellFile]:
