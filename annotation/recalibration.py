@@ -15,9 +15,8 @@ from screformer.annotation.calibration_fit import calibrate
 from screformer.annotation.cell_numbers import NumbersInMemory
 from screformer.annotation.cell_source import CellSource
 from screformer.annotation.trained_model import load_classifier
-from screformer.tokenization.cell_hashes import CELLS_PER_BLOCK, CellHasher, is_in, read_index
+from screformer.tokenization.cell_hashes import hash_file, is_in, read_index
 from screformer.tokenization.count_matrix import CountMatrix, open_count_matrix
-from screformer.tokenization.expression_bins import as_counts_csr
 from screformer.tokenization.gene_vocabulary import GeneVocabulary
 from screformer.tokenization.passport_problems import check_allowed
 from screformer.train.batch_size import BatchSize
@@ -85,7 +84,7 @@ def calibrate_checkpoint(
         labels = np.array([label or "" for label in matrix.obs_column(label_column)], dtype=np.str_)
         groups = None if group_column is None else np.array([one or "" for one in matrix.obs_column(group_column)])
         is_known = np.isin(labels, reader.tree.labels)
-        hashes = _hash_cells(matrix, tokenizer.gene_vocabulary)
+        hashes = hash_file(matrix, tokenizer.gene_vocabulary)
         is_new = is_known & ~_is_trained_on(hashes, tokenizer.gene_vocabulary, folder)
         _say_what_is_left_out(labels, is_known, is_new)
         if not is_new.any():
@@ -112,11 +111,6 @@ def calibrate_checkpoint(
     write_json(folder / "config.json", {**config, "calibration": trained.model.config.calibration})
     write_calibration(folder, record)
     return record
-
-
-def _hash_cells(matrix: CountMatrix, vocabulary: GeneVocabulary) -> npt.NDArray[np.uint64]:
-    hasher = CellHasher(vocabulary, matrix.map_genes(vocabulary).positions)
-    return np.concatenate([hasher.hash_cells(as_counts_csr(block)) for block in matrix.blocks(CELLS_PER_BLOCK)])
 
 
 def _is_trained_on(hashes: npt.NDArray[np.uint64], vocabulary: GeneVocabulary, folder: Path) -> npt.NDArray[np.bool_]:

@@ -54,8 +54,18 @@ def format_checkpoint_report(results: Json) -> str:
     }
     for part, write in writers.items():
         if part in parts:
-            paragraphs += write(parts[part])
+            paragraphs += [*write(parts[part]), *_made(parts[part].get("made"))]
     return "\n\n".join(paragraphs) + "\n"
+
+
+def _made(made: Json | None) -> list[str]:
+    """Return when and on what a part was made, which may be another machine than the last part's."""
+    if made is None:
+        return []
+    device = made["device"]
+    return [
+        f"Made on {made['date']}, {device['name']}, {device['threads']} threads, torch {made['versions']['torch']}."
+    ]
 
 
 def _pretraining(part: Json) -> list[str]:

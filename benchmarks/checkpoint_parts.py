@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from screformer.benchmarks.ablation_costs import COST_LIMITS, COSTS, measure_costs
 from screformer.benchmarks.ablations import Settings, run_ablations
 from screformer.benchmarks.checkpoint_parcel import Parcel
-from screformer.benchmarks.comparison import SPLIT_SEED, run_systems
+from screformer.benchmarks.comparison import SPLIT_SEED, provenance, run_systems
 from screformer.benchmarks.fine_tuning_runs import LOGISTIC_REGRESSION, REGRESSION, Run, System, Width, do_runs
 from screformer.benchmarks.fine_tuning_tasks import Task
 from screformer.benchmarks.labelled_data import LabelledData, read_labelled_data
@@ -156,7 +156,8 @@ class CheckpointMaking:
             "scbert": self._run_scbert,
         }
         logger.info("%s", part)
-        write_json(path, {"asked": asked, **doers[part]()})
+        made = {key: provenance(part, use_cpu=self.options.use_cpu)[key] for key in ("date", "device", "versions")}
+        write_json(path, {"asked": asked, "made": made, **doers[part]()})
         found: Json = read_json(path)
         return found
 

@@ -14,7 +14,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceCl
 
 from screformer.benchmarks import base_checkpoint, checkpoint_parcel, checkpoint_parts
 from screformer.benchmarks.base_checkpoint import main, make_base_checkpoint
-from screformer.benchmarks.base_checkpoint_report import write_checkpoint_card
+from screformer.benchmarks.base_checkpoint_report import format_checkpoint_report, write_checkpoint_card
 from screformer.benchmarks.checkpoint_parcel import open_parcel, prepare_parcel
 from screformer.benchmarks.checkpoint_parts import RECIPES, CheckpointOptions
 from screformer.benchmarks.fine_tuning_runs import do_runs
@@ -154,6 +154,7 @@ def test_the_checkpoint_loads_by_every_auto_class(brought_back, tmp_path):
 
 def test_every_fold_has_its_twin_and_its_regression(brought_back):
     results = json.loads((brought_back / "results.json").read_text())
+    assert results["parts"]["fine_tuning"]["made"]["device"] == results["device"]
     task = results["parts"]["fine_tuning"]["tasks"]["two"]
     told = {(run["system"], *run["groups"]) for run in task["runs"]}
     systems = {"pretrained", "scratch", "paper_pretrained", "paper_scratch", "logistic_regression"}
@@ -164,6 +165,7 @@ def test_every_fold_has_its_twin_and_its_regression(brought_back):
         "of 0.02 that were asked for",
         "Of the masked genes of held-out cells",
         "2 folds, 1 seed",
+        f"Made on {results['date']}, {results['device']['name']}",
     ):
         assert words in text
     assert str(brought_back.parent) not in text + (brought_back / "results.json").read_text()
@@ -274,6 +276,25 @@ def test_a_plan_is_of_what_was_asked(parcel, tmp_path, monkeypatch):
     (tmp_path / "pretrained").mkdir()
     with pytest.raises(ValueError, match=r"has a pretraining that was begun with .*'minutes': 2.*; choose"):
         making(3)._plan_steps()
+
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+README = RESULTS.parents[1] / "README.md"
+
+
+@pytest.mark.skipif(not README.exists(), reason="no checkout")
+def test_the_committed_report_and_what_the_readme_says_of_it_are_of_the_json():
+    found = json.loads((RESULTS / "checkpoint-tiny.json").read_text())
+    page = format_checkpoint_report(found).replace("(curves.png)", "(checkpoint-tiny-curves.png)")
+    assert page == (RESULTS / "checkpoint-tiny.md").read_text()
+    minutes = found["parts"]["pretraining"]["metrics"]["training_seconds"] / 60
+    text = " ".join(README.read_text(encoding="utf-8").split())
+    assert f"{minutes:.0f} minutes of pretraining with one thread, other work beside it, and one seed" in text
+    assert (found["options"]["seeds"], found["device"]["threads"]) == (1, 1)
+    tasks = found["parts"]["fine_tuning"]
+    twins = [line for task in tasks["tasks"] for line in downstream_verdicts(tasks, task)[: len(tasks["twins"])]]
+    assert len(twins) == 4
+    assert all("ties with" in line for line in twins)
 
 
 def test_verdicts_follow_the_interval():

@@ -159,6 +159,13 @@ class SeenCells:
         return self.num_seen / self.num_cells if self.num_cells else 0.0
 
 
+def hash_file(matrix: CountMatrix, vocabulary: GeneVocabulary) -> UInt64Array:
+    """Return the hash of each cell of a file, 0 of those without counts on known genes; all blocks are read once."""
+    hasher = CellHasher(vocabulary, matrix.map_genes(vocabulary).positions)
+    parts = [hasher.hash_cells(as_counts_csr(block)) for block in matrix.blocks(CELLS_PER_BLOCK)]
+    return np.concatenate([np.zeros(0, np.uint64), *parts])
+
+
 def seen_cells(matrix: CountMatrix, tokenizer: ScReformerTokenizer, folder: str | Path) -> SeenCells:
     """Return which cells of a file a corpus holds, or a checkpoint has seen; all blocks are read once.
 
@@ -179,14 +186,8 @@ def seen_cells(matrix: CountMatrix, tokenizer: ScReformerTokenizer, folder: str 
         The index is damaged, or of other genes than the tokenizer's.
     """
     index = read_index(folder, tokenizer.gene_vocabulary)
-    hasher = CellHasher(tokenizer.gene_vocabulary, matrix.map_genes(tokenizer.gene_vocabulary).positions)
-    is_seen, num_empty = np.zeros(matrix.num_cells, dtype=bool), 0
-    first = 0
-    for block in matrix.blocks(CELLS_PER_BLOCK):
-        hashes = hasher.hash_cells(as_counts_csr(block))
-        is_seen[first : first + len(hashes)] = is_in(index, hashes)
-        num_empty += int((hashes == 0).sum())
-        first += len(hashes)
+    hashes = hash_file(matrix, tokenizer.gene_vocabulary)
+    is_seen, num_empty = is_in(index, hashes), int((hashes == 0).sum())
     is_complete = _find_index(Path(folder))[1].get("is_complete", True)
     return SeenCells(matrix.num_cells, int(is_seen.sum()), num_empty, len(index), is_complete, is_seen)
 
