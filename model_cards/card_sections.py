@@ -208,7 +208,7 @@ def limitations(results: Results | None, checkpoint: Checkpoint, other_splits: S
     if starts_as_regression(checkpoint.training):
         yield (
             "Its classifier began as a regression on the training cells: how much of the score is the transformer's "
-            "own doing is not measured here, and by the benchmark of this package it is little."
+            "own doing is not measured here."
         )
     if results is not None:
         yield from _measured_limitations(results)
