@@ -21,6 +21,8 @@ from screformer.annotation.app_annotation import (
 from screformer.annotation.app_plots import choose_styles, lay_out
 from screformer.annotation.app_sessions import SessionFiles
 from screformer.annotation.app_tables import error_html, message_html, passport_html, results_html
+from screformer.annotation.calibration import Calibration
+from screformer.annotation.label_tree import label_names_of
 from screformer.tokenization.passport_problems import PROBLEM_CODES
 
 logger = logging.getLogger(__name__)
@@ -154,7 +156,7 @@ def build_page(model: Classifier, root: Path, *, max_upload_mb: int) -> gr.Block
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=CLEANING) as page:
         gr.HTML(_introduction(model))
         upload = gr.File(label=f"File of raw counts, up to {max_upload_mb:,} MB", height=150, elem_id="upload")
-        choices = _add_choices(can_choose=model.model.config.calibration is not None)
+        choices = _add_choices(can_choose=Calibration.from_config(model.model.config) is not None)
         button = gr.Button("Annotate", variant="primary", elem_id="annotate")
         status = gr.HTML(elem_id="status")
         progress = gr.HTML(elem_id="progress")
@@ -211,7 +213,7 @@ def page_theme() -> gr.themes.Base:
 
 
 def _introduction(model: Classifier) -> str:
-    labels = [escape(model.model.config.id2label[number]) for number in range(model.model.config.num_labels)]
+    labels = [escape(name) for name in label_names_of(model.model.config)]
     return (
         f"<h1>{TITLE}</h1>"
         "<p>Give a file of raw counts, in which rows are cells. You get it back with a cell type and a probability for "

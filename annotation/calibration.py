@@ -7,6 +7,7 @@ in the tree a cell is answered (selective classification, Geifman and El-Yaniv 2
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from screformer.annotation.label_tree import LabelTree, predict_levels
+from screformer.annotation.label_tree import LabelTree, label_names_of, predict_levels
 
 if TYPE_CHECKING:
     from screformer.configuration_screformer import ScReformerConfig
@@ -23,6 +24,10 @@ FloatArray = npt.NDArray[np.floating[Any]]
 Int64Array = npt.NDArray[np.int64]
 
 UNKNOWN = "unknown"
+# In a configuration's `calibration`: the labels that it was fitted for.
+CLASSES = "classes"
+
+logger = logging.getLogger(__name__)
 
 
 class Calibration(NamedTuple):
@@ -43,12 +48,20 @@ class Calibration(NamedTuple):
 
     @classmethod
     def from_config(cls, config: ScReformerConfig) -> Calibration | None:
-        """Return that of a checkpoint, None if it has none."""
-        if config.calibration is None:
+        """Return that of a checkpoint, None if it has none, or one of other classes, of what it was fine-tuned from."""
+        kept: dict[str, list[Any]] | None = config.calibration
+        if kept is None:
             return None
-        return cls(*(tuple(config.calibration[name]) for name in cls._fields))
+        classes = label_names_of(config)
+        if kept.get(CLASSES, classes) != classes:
+            logger.warning(
+                "the checkpoint's calibration is of other classes (%d) than its own (%d), and is not used; "
+                "screformer calibrate makes one", len(kept[CLASSES]), len(classes),
+            )  # fmt: skip
+            return None
+        return cls(*(tuple(kept[name]) for name in cls._fields))
 
-    def to_config(self) -> dict[str, list[float]]:
+    def to_config(self) -> dict[str, list[float] | list[str]]:
         """Return it as the configuration keeps it."""
         return {name: list(values) for name, values in self._asdict().items()}
 
@@ -121,6 +134,8 @@ class LabelReader:
         Of the logits' columns.
     threshold
         The lowest probability of an answer.
+    calibration
+        The checkpoint's, None if it has none.
 
     Raises
     ------
@@ -129,21 +144,21 @@ class LabelReader:
     """
 
     def __init__(self, config: ScReformerConfig, *, max_error: float | None = None, is_calibrated: bool = True) -> None:
-        self.class_names = [config.id2label[index] for index in range(config.num_labels)]
+        self.class_names = label_names_of(config)
         self.has_levels = bool(config.label_parents)
         self.tree = LabelTree(config.label_parents or dict.fromkeys(self.class_names))
-        calibration = Calibration.from_config(config)
+        self.calibration = Calibration.from_config(config)
         self.threshold = 0.0
         if max_error is not None:
             check_max_error(max_error)
-            if calibration is None:
+            if self.calibration is None:
                 raise ValueError(
                     f"max_error={max_error:g}: the checkpoint is not calibrated, so that how often it errs is not "
                     "known. Calibrate it on labelled cells that it was not trained on: screformer calibrate"
                 )
-            self.threshold = calibration.threshold(max_error)
+            self.threshold = self.calibration.threshold(max_error)
         ones = (1.0,) * self.tree.num_levels
-        self._temperatures = calibration.temperatures if calibration and is_calibrated else ones
+        self._temperatures = self.calibration.temperatures if self.calibration and is_calibrated else ones
 
     def __call__(self, logits: FloatArray) -> CellAnswers:
         """Return what is said of cells with these logits, (cells, classes)."""

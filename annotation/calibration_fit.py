@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from screformer.annotation.calibration import (
+    CLASSES,
     Calibration,
     CellAnswers,
     FloatArray,
@@ -165,7 +166,8 @@ def calibrate(
     """
     config.calibration = None
     raw = LabelReader(config)
-    config.calibration = fit_calibration(raw.tree, raw.class_names, logits, labels, groups=groups).to_config()
+    fitted = fit_calibration(raw.tree, raw.class_names, logits, labels, groups=groups).to_config()
+    config.calibration = {**fitted, CLASSES: raw.class_names}
     described = describe_calibration(raw.tree, LabelReader(config)(logits), raw(logits), labels)
     return {"fitted_to": fitted_to, "num_cells": len(labels), **config.calibration, **described}
 

@@ -286,13 +286,12 @@ class CellAnnotator:
         return AddedElements(obs, obsm, {self.key: self._record(found, source)}, blocks, earlier)
 
     def _record(self, found: FoundCells, source: CellSource) -> dict[str, Any]:  # Any: JSON
-        config = self.trained.model.config
         return dated(
             {
                 "labels": self.reader.class_names,
                 "model": self.trained.describe(),
                 "gene_space": self.measure.gene_space,
-                "is_calibrated": config.calibration is not None,
+                "is_calibrated": self.reader.calibration is not None,
                 "max_error": self.options.max_error,
                 "threshold": None if self.options.max_error is None else self.reader.threshold,
                 "unknown_below": self.options.unknown_below,

@@ -122,7 +122,7 @@ class ClassExplainer:
     ) -> None:
         self.explainer, self.chosen, self.options = explainer, chosen, options
         self.folder, self.progress, self.is_resumed = folder, progress, False
-        self.names = [trained.model.config.id2label[number] for number in range(trained.model.config.num_labels)]
+        self.config = trained.model.config
         self.vocabulary = trained.tokenizer.gene_vocabulary
         self.facts = {"model": trained.describe(), "gene_space": explainer.gene_space}
 
@@ -136,7 +136,7 @@ class ClassExplainer:
         sampling = options.sampling._replace(seed=options.sampling.seed + 1)
         second = self._values(f"{number}-again", other, score, own.bins[again], sampling)
         some = order[: checks.completeness]
-        weights = regression_weights(self.chosen.background, score, self.names)
+        weights = regression_weights(self.chosen.background, score.labels(self.config))
         found = {
             "completeness": completeness(
                 self.explainer, score, own.bins[some], values[some], options.sampling, numbers=some.tolist()

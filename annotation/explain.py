@@ -195,6 +195,7 @@ def explain_file(
         "seed": options.seed,
         "background_file": (beside or file).name,
         "num_background": len(chosen.background.names),
+        "num_in_background": chosen.num_in_background,
         "price": price._asdict(),
         "seconds": None if run.is_resumed else time.perf_counter() - begin,
         "peak_bytes": peak_process_memory(),

@@ -37,7 +37,7 @@ class CellFile(NamedTuple):
     cells
         File, folder, address or AnnData.
     label_column
-        Column of `obs` with their types; None: what the model names them.
+        Column of `obs` with their types; None: what the model names them. A background may lack it.
     layer, gene_column, allowed, progress
         As there.
     """
@@ -87,12 +87,15 @@ class CellsToExplain(NamedTuple):
         Cells that they are compared with, drawn twice.
     inputs
         Passports of the files.
+    num_in_background
+        How many of the explained cells are, bin for bin, in the background too.
     """
 
     of_class: list[SomeCells]
     background: SomeCells
     other_background: SomeCells
     inputs: list[dict[str, Any]]  # Any: JSON
+    num_in_background: int
 
 
 def choose_cells(
@@ -153,11 +156,15 @@ def choose_cells(
                 others = np.arange(cells.source.num_cells)
             first, second = (cells.take(_draw(generator, others, num_background)) for _ in range(2))
     if background is not None:
-        with _OpenCells(background, trained, gene_space) as cells:
+        with _OpenCells(background, trained, gene_space, may_lack_labels=True) as cells:
             every = np.arange(cells.source.num_cells)
             first, second = (cells.take(_draw(generator, every, num_background)) for _ in range(2))
             inputs.append(cells.source.describe_input())
-    return CellsToExplain(of_class, first, second, inputs)
+    there = {row.tobytes() for row in first.bins}
+    num_shared = len({row.tobytes() for own in of_class for row in own.bins} & there)
+    if num_shared and background is not None:
+        logger.warning("%d of the cells to explain are in the background %s too", num_shared, background.name)
+    return CellsToExplain(of_class, first, second, inputs, num_shared)
 
 
 def _draw(generator: np.random.Generator, rows: Int64Array, number: int) -> Int64Array:
@@ -168,8 +175,11 @@ def _draw(generator: np.random.Generator, rows: Int64Array, number: int) -> Int6
 class _OpenCells:
     """A file of cells and what each of them is."""
 
-    def __init__(self, file: CellFile, trained: Classifier, gene_space: GeneSpace) -> None:
+    def __init__(
+        self, file: CellFile, trained: Classifier, gene_space: GeneSpace, *, may_lack_labels: bool = False
+    ) -> None:
         self._file, self._trained, self._gene_space = file, trained, gene_space
+        self._label_column, self._may_lack_labels = file.label_column, may_lack_labels
 
     def __enter__(self) -> _OpenCells:
         file, tokenizer = self._file, self._trained.tokenizer
@@ -183,6 +193,11 @@ class _OpenCells:
         try:
             self.source = CellSource(self._matrix, tokenizer, allow=file.allowed, progress=file.progress)
             self._labels: npt.NDArray[np.str_] | None = None
+            if self._may_lack_labels and self._label_column not in (None, *self._matrix.obs_columns):
+                logger.warning(
+                    "%s, the background, has no column %r: the model names its cells", file.name, self._label_column
+                )
+                self._label_column = None
         except BaseException:
             self._matrix.close()
             raise
@@ -193,8 +208,8 @@ class _OpenCells:
 
     def _read_labels(self, rows: Int64Array | None = None) -> npt.NDArray[np.str_]:
         """Return the label of each cell of the file; of others than `rows` "" where the model has to name them."""
-        if self._file.label_column is not None:
-            column = self._matrix.obs_column(self._file.label_column)
+        if self._label_column is not None:
+            column = self._matrix.obs_column(self._label_column)
             return np.array([label or "" for label in column], dtype=np.str_)
         inference = BatchInference(self._trained.model, "logits", gene_space=self._gene_space)
         numbers = NumbersInMemory(self.source.num_cells, inference.width, self.source.cells_per_block(inference))
@@ -212,10 +227,9 @@ class _OpenCells:
         """Return the rows of a class."""
         if self._labels is None:
             self._labels = self._read_labels()
-        names = [score.name, *(self._trained.model.config.id2label[member] for member in score.members)]
-        rows = np.flatnonzero(np.isin(self._labels, names))
+        rows = np.flatnonzero(np.isin(self._labels, score.labels(self._trained.model.config)))
         if not len(rows):
-            by = "the model names none so" if self._file.label_column is None else f"column {self._file.label_column!r}"
+            by = "the model names none so" if self._label_column is None else f"column {self._label_column!r}"
             raise ValueError(
                 f"class {score.name!r}: {self._file.name} has no cell of it ({by}); there are "
                 f"{', '.join(sorted(set(self._labels.tolist()) - {''})[:20])}"

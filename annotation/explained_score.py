@@ -16,7 +16,7 @@ import torch
 from scipy.special import logsumexp, softmax
 from torch import Tensor
 
-from screformer.annotation.label_tree import LabelTree
+from screformer.annotation.label_tree import LabelTree, label_names_of
 from screformer.configuration_screformer import ScReformerConfig
 from screformer.modeling_screformer import ScReformerForCellClassification
 from screformer.reversible import TokenOrders
@@ -67,8 +67,8 @@ class ClassScore(NamedTuple):
         """
         if kind not in SCORE_KINDS:
             raise ValueError(f"score got {kind!r}; allowed are {', '.join(map(repr, SCORE_KINDS))}")
-        leaves = [config.id2label[number] for number in range(config.num_labels)]
-        tree = LabelTree(config.label_parents) if config.label_parents else LabelTree(dict.fromkeys(leaves))
+        leaves = label_names_of(config)
+        tree = _tree_of(config)
         name, is_joined, joined = text.partition("=")
         labels = joined.split("|") if is_joined and text not in tree.labels else [text]
         unknown = [label for label in labels if label not in tree.labels]
@@ -81,6 +81,25 @@ class ClassScore(NamedTuple):
         if len(members) == len(leaves):
             raise ValueError(f"class {text!r} holds every label of the model, so that nothing tells it from others")
         return cls(text if labels == [text] else name, members, kind)
+
+    def labels(self, config: ScReformerConfig) -> list[str]:
+        """Return what cells of the class may be called: its name, and every label of the tree that holds only members.
+
+        Parameters
+        ----------
+        config
+            Of the classifier.
+        """
+        tree, leaves = _tree_of(config), label_names_of(config)
+        members = {leaves[member] for member in self.members}
+        is_in_tree = self.name in tree.labels
+        within = [
+            label
+            for label, leaves_below in zip(tree.labels, tree.membership, strict=True)
+            if members >= {leaf for leaf, is_below in zip(tree.leaves, leaves_below, strict=True) if is_below}
+            and (not is_in_tree or tree.is_within(label, self.name))
+        ]
+        return list(dict.fromkeys([self.name, *within]))
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Return scores (B,) of logits (B, num_labels); see also `slopes`."""
@@ -120,6 +139,10 @@ class ClassScore(NamedTuple):
         is_member = np.isin(self.used(num_labels), self.members)
         others = None if is_member.all() else np.where(is_member, -np.inf, logits)
         return np.where(is_member, logits, -np.inf), others
+
+
+def _tree_of(config: ScReformerConfig) -> LabelTree:
+    return LabelTree(config.label_parents or dict.fromkeys(label_names_of(config)))
 
 
 class ExplainedCell:

@@ -215,7 +215,7 @@ def _say(inference: BatchInference, score: ClassScore, rows: Sequence[Json]) -> 
     return scores, probabilities
 
 
-def regression_weights(cells: SomeCells, score: ClassScore, names: Sequence[str]) -> FloatArray | None:
+def regression_weights(cells: SomeCells, labels: Sequence[str]) -> FloatArray | None:
     """Return what a logistic regression adds for a bin of each gene, (num_genes,): the class against the rest.
 
     It is fitted to the background's cells and their labels; None where they have no cell of the class, or no other.
@@ -224,12 +224,10 @@ def regression_weights(cells: SomeCells, score: ClassScore, names: Sequence[str]
     ----------
     cells
         The background.
-    score
+    labels
         Of the class.
-    names
-        Labels of the classifier.
     """
-    is_class = np.isin(cells.labels, [score.name, *(names[member] for member in score.members)])
+    is_class = np.isin(cells.labels, list(labels))
     if is_class.all() or not is_class.any():
         return None
     scale = np.float64(max(1, int(cells.bins.max())))

@@ -62,9 +62,14 @@ def _how(results: Json) -> str:
         f"{results['date']}, `{results['command']}`, screformer {results['versions']['screformer']}, model "
         f"`{Path(results['model']['name']).name}`, {results['gene_space']} gene space. Values by "
         f"{sampling_as_words(results['sampling'])}, beside "
-        f"{results['num_background']} background cells of {results['background_file']}. They are in units of the "
+        f"{results['num_background']} background cells of {results['background_file']}"
+        f"{_shared(results.get('num_in_background', 0))}. They are in units of the "
         f"class's {results['score'].replace('_', ' ')}, and sum to that of the cell less the background's."
     )
+
+
+def _shared(number: int) -> str:
+    return f", {number:,} of which are explained too" if number else ""
 
 
 def sampling_as_words(sampling: Json) -> str:

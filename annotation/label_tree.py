@@ -14,16 +14,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from screformer.configuration_screformer import ScReformerConfig
 
 UHAF_FILE = "uhaf_2.2.0.csv.gz"
 LABEL_NAMES, PARENT_NAMES, ORGAN_NAME = ("label", "child", "cell_type"), ("parent", "father"), "organ"
 
 FloatArray = npt.NDArray[np.floating[Any]]
 Int64Array = npt.NDArray[np.int64]
+
+
+def label_names_of(config: ScReformerConfig) -> list[str]:
+    """Return a classifier's labels in id order."""
+    return [config.id2label[index] for index in range(config.num_labels)]
 
 
 class LabelTree:

@@ -24,7 +24,7 @@ from screformer.benchmarks.pretraining_report import summarize_pretraining
 from screformer.benchmarks.protocol import Kind, make_folds
 from screformer.benchmarks.system_scbert import ScBert
 from screformer.modeling_screformer import ScReformerForMaskedLM
-from screformer.train.result_files import read_json, write_json
+from screformer.train.result_files import hash_weights, read_json, write_json
 from screformer.train.training_run import METRICS_FILE, TrainingResult
 
 logger = logging.getLogger("screformer.benchmarks.checkpoint_parts")
@@ -46,6 +46,8 @@ class Recipe(NamedTuple):
         ``"full"`` or ``"expressed"``.
     pretraining, paper
         Arguments of `screformer pretrain`, and of `screformer finetune` for the paper's classifier.
+    precision
+        Arguments of both of them.
     ablations
         Of all ablations.
     """
@@ -53,20 +55,23 @@ class Recipe(NamedTuple):
     gene_space: str
     pretraining: str
     paper: str
+    precision: str
     ablations: Settings
 
 
 RECIPES = {
     "base": Recipe(
         "full",
-        "pretrain-paper --bf16 True --full_determinism False",
-        "finetune-paper --class_weights balanced --bf16 True --full_determinism False --early_stopping_patience 0",
+        "pretrain-paper",
+        "finetune-paper --class_weights balanced --early_stopping_patience 0",
+        "--bf16 True --full_determinism False",
         Settings("base", "full", 0, 1e-4, 3, 5),
     ),
     "tiny": Recipe(
         "expressed",
         "pretrain-tiny --gene_start random",
         "--class_weights balanced --gene_dropout 0.75 --learning_rate 1e-3 --max_steps 100",
+        "",
         Settings(),
     ),
 }
@@ -136,7 +141,8 @@ class CheckpointMaking:
         """
         path, asked = self.result_of(part), self._asked(part)
         there = read_json(path) if path.exists() else None
-        if there is not None and (there["asked"] == asked or part not in self.options.parts):
+        is_whole = there is not None and there["asked"] == asked and not there.get("left_out")
+        if there is not None and (is_whole or part not in self.options.parts):
             logger.info("%s: done before", part)
             return dict(there)
         if there is not None and part == "pretraining":
@@ -167,14 +173,16 @@ class CheckpointMaking:
             return {
                 "preset": self.preset,
                 "gene_space": self.gene_space,
-                "recipe": self.recipe.pretraining,
+                "recipe": f"{self.recipe.pretraining} {self.recipe.precision}".strip(),
                 "minutes": self.options.minutes,
             }
+        asked: Json = {"use_cpu": self.options.use_cpu}
         if part == "fine_tuning":
-            return {"seeds": self.options.seeds}
+            weights = hash_weights(self.release) if self.release.exists() else None
+            asked |= {"seeds": self.options.seeds, "gene_space": self.gene_space, "weights_sha256": weights}
         if part == "ablations":
-            return {"names": list(self.options.ablations), "settings": list(self.recipe.ablations)}
-        return {}
+            asked |= {"names": list(self.options.ablations), "settings": list(self.recipe.ablations)}
+        return asked
 
     def _pretrain(self) -> Json:
         steps, seconds = self._plan_steps()
@@ -237,6 +245,7 @@ class CheckpointMaking:
         given = [
             *start,
             *("--corpus", str(self.parcel.corpus), "--output_dir", str(self.work / folder)),
+            *self.recipe.precision.split(),
             *("--gene_space", self.gene_space, "--max_steps", str(max_steps), "--use_cpu", str(self.options.use_cpu)),
             *["--load_best_model_at_end", "False", "--early_stopping_patience", "0", "--disable_tqdm", "True"],
             *more.split(),
@@ -245,12 +254,13 @@ class CheckpointMaking:
 
     def _fine_tune(self) -> Json:
         width = Width(self.preset, self.gene_space, self.options.use_cpu)
+        paper = f"{self.recipe.paper} {self.recipe.precision}".strip()
         systems = {
             REGRESSION: LOGISTIC_REGRESSION,
             "pretrained": System("finetune-small, from the checkpoint", "finetune-small", CHECKPOINT),
             "scratch": System("finetune-small, from nothing", "finetune-small"),
-            "paper_pretrained": System("Paper's classifier, from the checkpoint", self.recipe.paper, CHECKPOINT),
-            "paper_scratch": System("Paper's classifier, from nothing", self.recipe.paper),
+            "paper_pretrained": System("Paper's classifier, from the checkpoint", paper, CHECKPOINT),
+            "paper_scratch": System("Paper's classifier, from nothing", paper),
         }
         compared = [*TWINS, *((name, REGRESSION) for name in systems if name != REGRESSION)]
         titles = {name: system.title for name, system in systems.items()}

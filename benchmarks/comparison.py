@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,16 +22,19 @@ from screformer.benchmarks.measuring import describe_device
 from screformer.benchmarks.protocol import (
     Fold,
     Kind,
+    find_run,
     make_folds,
     read_predictions,
     read_split_file,
     run_system,
     write_split_file,
 )
+from screformer.tokenization.corpus_workers import Workers
 from screformer.train.result_files import read_json, software_versions, write_json
 
 logger = logging.getLogger("screformer.benchmarks.comparison")
 Systems = Mapping[str, Callable[[], CellTypeSystem]]
+_Key = tuple[str, str, int]  # system, fold, seed
 SPLIT_SEED = 2022
 # Those that runs use; Seurat's version is among its settings.
 RIVAL_PACKAGES = ("xgboost-cpu", "xgboost", "singler", "scvi-tools", "performer-pytorch", "networkx")
@@ -55,6 +58,7 @@ def compare_systems(
     command: str = "compare_systems",
     note: str | None = None,
     split: str | Path | None = None,
+    num_workers: int = 1,
 ) -> dict[str, Any]:  # Any: JSON
     """Run all systems on all folds with all seeds; write the split file, JSON, table and figure; return the JSON.
 
@@ -78,9 +82,11 @@ def compare_systems(
     command
         What the result file says that it was made by.
     note
-        What else its readers should know, such as what ran beside.
+        What else its readers should know, such as what ran beside; with several workers that is said by default.
     split
         Split file of this `kind` instead of folds of our own, see `read_split_file`.
+    num_workers
+        As for `run_systems`.
 
     Raises
     ------
@@ -91,13 +97,14 @@ def compare_systems(
     folds = make_folds(data, kind, seed=seed) if split is None else read_split_file(split, data)
     stem = Path(output, f"comparison-{data.name}-{kind}")
     write_split_file(f"{stem}-split.json", data, folds, kind=kind, seed=seed)
-    runs, left_out = run_systems(data, systems, folds, seeds=seeds, work=work)
+    runs, left_out = run_systems(data, systems, folds, seeds=seeds, work=work, num_workers=num_workers)
     names = list(dict.fromkeys(run["system"] for run in runs))
     predictions = {
         name: [read_predictions(run, work) for run in runs if run["system"] == name and run["seed"] == 0]
         for name in names
     }
     rows = summarize_systems(runs)
+    beside = f"{num_workers} runs at once, each in a process with one thread." if num_workers > 1 else None
     for name, own in predictions.items():
         rows[name] |= pool_cells(own)
     results: dict[str, Any] = {
@@ -111,7 +118,7 @@ def compare_systems(
         "is_weak": BASELINE in rows and rows[BASELINE]["accuracy"] > WEAK_ABOVE,
         **provenance(command),
         "made_with": made_with(runs),
-        "note": note,
+        "note": beside if note is None else note,
         "systems": rows,
         "paired_tests": paired_tests(runs, predictions),
         "left_out": left_out,
@@ -157,30 +164,100 @@ def made_with(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:  # Any
 
 
 def run_systems(
-    data: LabelledData, systems: Systems, folds: Sequence[Fold], *, seeds: int, work: str | Path
+    data: LabelledData,
+    systems: Systems,
+    folds: Sequence[Fold],
+    *,
+    seeds: int,
+    work: str | Path,
+    num_workers: int = 1,
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:  # Any: JSON
     """Return the records of all runs, and name -> reason of systems whose package is missing or that refuse the cells.
+
+    Parameters
+    ----------
+    data, systems, folds, seeds, work
+        As for `compare_systems`.
+    num_workers
+        Processes that run at once, with a thread each; what makes a system then is of a module.
 
     Raises
     ------
     ValueError
         `seeds` is below 1.
+    ChildProcessError
+        A worker died, as when the system ran out of memory.
     """
     if seeds < 1:
         raise ValueError(f"seeds got {seeds}; it must be at least 1")
-    runs: list[dict[str, Any]] = []
+    found: dict[_Key, dict[str, Any]] = {}
     left_out: dict[str, str] = {}
-    num_runs, done = len(systems) * len(folds) * seeds, 0
-    for name, make in systems.items():
+    planned = [
+        _Run(name, make, data, fold, seed, work)
+        for name, make in systems.items()
+        for fold in folds
+        for seed in range(seeds)
+    ]
+    todo = []
+    for run in planned:
+        if run.name in left_out:
+            continue
         try:
-            for fold in folds:
-                for seed in range(seeds):
-                    done += 1
-                    logger.info("run %d of %d: %s on %s, seed %d", done, num_runs, name, fold.name, seed)
-                    runs.append(run_system(make(), name, data, fold, seed=seed, work=work))
+            stored = find_run(run.make(), run.name, data, run.fold, seed=run.seed, work=work)
         except (ImportError, ValueError) as error:
-            done += len(folds) * seeds - sum(run["system"] == name for run in runs) - 1
-            runs = [run for run in runs if run["system"] != name]
-            left_out[name] = str(error)
-            logger.warning("%s is left out: %s", name, error)
-    return runs, left_out
+            _leave_out(left_out, run.name, str(error))
+            continue
+        if stored is None:
+            todo.append(run)
+        else:
+            found[run.key] = stored
+    todo = [run for run in todo if run.name not in left_out]
+    logger.info("%d of %d runs are there, %d are made now", len(found), len(planned), len(todo))
+    with Workers(num_workers) as workers:
+        # One after the other, a system that has refused is not tried again.
+        done = workers.run(_do, todo) if num_workers > 1 else map(_do, _told(todo, left_out))
+        for number, (key, record, refusal) in enumerate(done, start=1):
+            if record is None:
+                _leave_out(left_out, key[0], refusal)
+                continue
+            found[key] = record
+            scores = record["accuracy"], record["macro_f1"]
+            logger.info("run %d of %d: %s on %s: accuracy %.3f, macro-F1 %.3f", number, len(todo), *key[:2], *scores)
+    return [found[run.key] for run in planned if run.key in found and run.name not in left_out], left_out
+
+
+class _Run(NamedTuple):
+    """A run, and all that another process needs for it."""
+
+    name: str
+    make: Callable[[], CellTypeSystem]
+    data: LabelledData
+    fold: Fold
+    seed: int
+    work: str | Path
+
+    @property
+    def key(self) -> _Key:
+        return self.name, self.fold.name, self.seed
+
+
+def _do(run: _Run) -> tuple[_Key, dict[str, Any] | None, str]:  # Any: JSON
+    """Return the record, or None and why the system refuses."""
+    try:
+        system = run.make()
+        return run.key, run_system(system, run.name, run.data, run.fold, seed=run.seed, work=run.work), ""
+    except (ImportError, ValueError) as error:
+        return run.key, None, str(error)
+
+
+def _told(runs: Sequence[_Run], left_out: Mapping[str, str]) -> Iterator[_Run]:
+    for run in runs:
+        if run.name not in left_out:
+            logger.info("%s on %s, seed %d", run.name, run.fold.name, run.seed)
+            yield run
+
+
+def _leave_out(left_out: dict[str, str], name: str, reason: str) -> None:
+    if name not in left_out:
+        logger.warning("%s is left out: %s", name, reason)
+        left_out[name] = reason

@@ -30,7 +30,7 @@ from screformer.annotation.explain import Explanation, explain_file
 from screformer.annotation.explained_cells import CellFile, Classifier, choose_cells
 from screformer.annotation.explained_score import ClassScore
 from screformer.annotation.explanation_checks import completeness
-from screformer.annotation.explanation_page import class_blocks, file_name, sampling_as_words
+from screformer.annotation.explanation_page import class_blocks, file_names, sampling_as_words
 from screformer.annotation.explanation_run import Explainer
 from screformer.benchmarks.ablations import DEFAULTS, FINETUNING
 from screformer.benchmarks.comparison import SPLIT_SEED, provenance
@@ -173,7 +173,7 @@ def _shares_named_so(trained: Classifier, unseen: AnnData, options: ExplainOptio
     shares = {}
     for text in options.classes:
         score = ClassScore.parse(trained.model.config, text, options.score)
-        labels = [score.name, *(trained.model.config.id2label[member] for member in score.members)]
+        labels = score.labels(trained.model.config)
         own = given.isin(labels)
         shares[score.name] = float(found[own].isin(labels).mean()) if own.any() else None
     return shares
@@ -243,9 +243,10 @@ def _write(results: Json, explanation: Explanation, output: Path) -> None:
     stem = results["name"]
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / f"{stem}.json", results)
+    named = file_names([one["class"] for one in results["classes"]])
     for one in results["classes"]:
         for figure in FIGURES:
-            own = f"{figure}-{file_name(one['class'])}.png"
+            own = f"{figure}-{named[one['class']]}.png"
             (output / f"{stem}-{own}").write_bytes((explanation.output / own).read_bytes())
     (output / f"{stem}.md").write_text(format_explanations(results, output), encoding="utf-8")
 

@@ -28,12 +28,13 @@ def compare_with_few_labels(
     work: str | Path,
     seeds: int = 1,
     command: str = "compare_with_few_labels",
+    num_workers: int = 1,
 ) -> dict[str, Any]:  # Any: JSON
     """Run all systems on all folds with at most so many training cells a label; write JSON, table and figure.
 
     Parameters
     ----------
-    data, systems, kind, output, work, seeds, command
+    data, systems, kind, output, work, seeds, command, num_workers
         As for `compare_systems`; the files are ``few-labels-DATA-KIND.*``.
     numbers
         Training cells of each label.
@@ -50,7 +51,7 @@ def compare_with_few_labels(
     left_out: dict[str, str] = {}
     for num_cells in sorted(set(numbers)):
         fewer = [few_labelled_cells(data, fold, num_cells, seed=SPLIT_SEED) for fold in folds]
-        runs, missing = run_systems(data, systems, fewer, seeds=seeds, work=work)
+        runs, missing = run_systems(data, systems, fewer, seeds=seeds, work=work, num_workers=num_workers)
         left_out |= missing
         points[str(num_cells)] = {
             name: {key: row.get(key) for key in ROW_KEYS} for name, row in summarize_systems(runs).items()

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from screformer.annotation.label_tree import label_names_of
 from screformer.benchmarks.fine_tuning_tasks import Task, regression_scores, score_labels
 from screformer.tokenization.corpus import open_corpus
 from screformer.tokenization.corpus_workers import Workers, available_cores
@@ -21,7 +22,7 @@ from screformer.train.classifier_start import ClassifierArguments
 from screformer.train.corpus_columns import read_column
 from screformer.train.finetune import finetune
 from screformer.train.inference import predict_probabilities
-from screformer.train.result_files import read_json, write_json
+from screformer.train.result_files import hash_weights, read_json, write_json
 from screformer.train.training_run import TrainingResult
 
 REGRESSION = "logistic_regression"
@@ -105,6 +106,22 @@ class Run(NamedTuple):
             return ["--checkpoint", self.checkpoint, "--gene_space", space]
         return START if self.width is None else ["--preset", self.width.preset, "--gene_space", space]
 
+    def asked(self) -> dict[str, Any]:  # Any: JSON
+        """Return what its result depends on, beside what its name says."""
+        start = [] if self.system.arguments is None else self.start()
+        if self.checkpoint is not None:
+            start = [str(hash_weights(part)) if part == self.checkpoint else part for part in start]
+        return {
+            "arguments": self.system.arguments,
+            "start": start,
+            "epochs": self.task.epochs,
+            "rare_labels": sorted(self.task.rare_labels),
+        }
+
+    def is_done(self) -> bool:
+        """Return whether there is a result of the same."""
+        return self.result.exists() and read_json(self.result).get("asked") == self.asked()
+
     @property
     def result(self) -> Path:
         """Its JSON."""
@@ -114,22 +131,22 @@ class Run(NamedTuple):
 
 
 def do_runs(runs: Sequence[Run], num_workers: int | None, log: logging.Logger) -> list[dict[str, Any]]:  # Any: JSON
-    """Do the runs that have no result yet, several at once, and return the results of all.
+    """Do the runs that have no result yet, or one of other settings, and return the results of all.
 
     Parameters
     ----------
     runs
         Each leaves one JSON in its folder.
     num_workers
-        Processes, each with one thread; default the cores there are.
+        Processes, each with one thread, that run at once; default the cores there are.
     log
         Told how far it is.
     """
-    todo = [run for run in runs if not run.result.exists()]
+    todo = [run for run in runs if not run.is_done()]
     with Workers(num_workers or available_cores()) as workers:
         for number, _ in enumerate(workers.run(train_and_test, todo), start=1):
             log.info("%d of %d runs", number, len(todo))
-    return [read_json(run.result) for run in runs]
+    return [{name: value for name, value in read_json(run.result).items() if name != "asked"} for run in runs]
 
 
 def train_and_test(run: Run) -> str:
@@ -140,7 +157,7 @@ def train_and_test(run: Run) -> str:
         if run.use_cpu:
             torch.set_num_threads(1)
         scores = _model_scores(run)
-    facts = {"task": run.task.name, "system": run.name, "seed": run.seed}
+    facts = {"task": run.task.name, "system": run.name, "seed": run.seed, "asked": run.asked()}
     facts |= {} if run.cells_per_label is None else {"cells_per_label": run.cells_per_label}
     write_json(run.result, {**facts, **scores})
     return str(run.result)
@@ -188,7 +205,7 @@ def _test(checkpoint: Path, run: Run) -> dict[str, Any]:
         model = model.cuda()
     labels = read_column(corpus, task.label_column, argument="label_column")
     groups = read_column(corpus, task.group_column, argument="group_column")
-    names = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    names = label_names_of(model.config)
     scores = {}
     for group in test_groups:
         rows = np.flatnonzero((groups == group) & ~np.isin(labels, task.rare_labels))

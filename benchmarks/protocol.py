@@ -157,15 +157,11 @@ def run_system(
     work
         Folder with a JSON a run. One that is there is not made again, if it is of the same cells and settings.
     """
+    stored = find_run(system, name, data, fold, seed=seed, work=work)
+    if stored is not None:
+        return stored
     path = Path(work) / f"{_run_name(data.name, fold.name, name, seed)}.json"
-    train = np.sort(np.concatenate([fold.cells.train, fold.cells.validation]))
-    test = fold.cells.test
-    cells_hash = hash_cells(data, train, test)
-    if path.exists():
-        stored: dict[str, Any] = read_json(path)
-        if stored.get("cells_sha256") == cells_hash and _has_settings(stored, system):
-            return stored
-        logger.warning("%s is of other cells or settings and is made anew", path.name)
+    train, test = _train_and_test(fold)
     seconds: dict[str, float] = {}
     named: list[NamedCells] = []
 
@@ -193,7 +189,7 @@ def run_system(
         "fold": fold.name,
         "seed": seed,
         "num_cells": {"train": len(train), "test": len(test)},
-        "cells_sha256": cells_hash,
+        "cells_sha256": hash_cells(data, train, test),
         **score_named_cells(named[0], truth),
         **{key: round(value, 3) for key, value in seconds.items()},
         "peak_bytes": peak,
@@ -203,8 +199,26 @@ def run_system(
     }
     _write_predictions(path.with_suffix(".npz"), named[0], truth, [str(cell) for cell in data.adata.obs_names[test]])
     write_json(path, record)  # last: where it is, the run is complete
-    logger.info("%s, %s: accuracy %.3f, macro-F1 %.3f", fold.name, system.title, record["accuracy"], record["macro_f1"])
     return record
+
+
+def find_run(
+    system: CellTypeSystem, name: str, data: LabelledData, fold: Fold, *, seed: int, work: str | Path
+) -> dict[str, Any] | None:  # Any: JSON
+    """Return the record of `run_system` that `work` has; None if there is none of these cells and settings."""
+    path = Path(work) / f"{_run_name(data.name, fold.name, name, seed)}.json"
+    if not path.exists():
+        return None
+    stored: dict[str, Any] = read_json(path)
+    if stored.get("cells_sha256") == hash_cells(data, *_train_and_test(fold)) and _has_settings(stored, system):
+        return stored
+    logger.warning("%s is of other cells or settings and is made anew", path.name)
+    return None
+
+
+def _train_and_test(fold: Fold) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the cells that a system learns from, in the file's order, and those that it names."""
+    return np.sort(np.concatenate([fold.cells.train, fold.cells.validation])), fold.cells.test
 
 
 def hash_cells(data: LabelledData, *parts: npt.NDArray[np.int64]) -> str:

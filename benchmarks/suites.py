@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import torch
+
 from screformer.benchmarks.cell_type_systems import CellTypeSystem
 from screformer.benchmarks.comparison import compare_systems, provenance
 from screformer.benchmarks.comparison_statistics import OURS
@@ -18,6 +20,7 @@ from screformer.benchmarks.marker_tables import MarkerTable
 from screformer.benchmarks.protocol import KINDS, Kind
 from screformer.benchmarks.system_ours import ScReformerSystem
 from screformer.benchmarks.system_sccatch import ScCatchOfTable
+from screformer.tokenization.corpus_workers import available_cores
 from screformer.tokenization.example_cells import example_cells_path
 from screformer.train.result_files import read_json, write_json
 
@@ -29,6 +32,7 @@ SMALL = (
     "xgboost", "celltypist", "singler",
 )  # fmt: skip
 UNMAPPED = "unmapped"
+MAX_WORKERS = 4  # each takes gigabytes
 
 
 class CellsToCompareOn(NamedTuple):
@@ -60,6 +64,14 @@ def known_systems(names: Sequence[str] = ()) -> dict[str, Callable[[], CellTypeS
     return {name: known[name] for name in (names or known)}
 
 
+def default_workers() -> int:
+    """Return how many runs the command line does at once: one with a GPU, otherwise one a core, and four at most.
+
+    A thread a run is the better use of a few cores: most of what systems compute here is too small to be shared out.
+    """
+    return 1 if torch.cuda.is_available() else min(available_cores(), MAX_WORKERS)
+
+
 def run_suite(
     suite: Suite,
     *,
@@ -76,6 +88,7 @@ def run_suite(
     work: str | Path = "runs/comparison",
     command: str = "run_suite",
     note: str | None = None,
+    num_workers: int = 1,
 ) -> list[dict[str, Any]]:  # Any: JSON
     """Compare systems, and return the result of each comparison.
 
@@ -88,7 +101,7 @@ def run_suite(
         that and on each file, five folds of cells, and where groups are known each of them held out once, so that both
         say what new donors cost. ``"across"``: the files put together, each held out once; trained on the others.
     cells
-        Files of the full suite and of that across files, ``FILE[:LABELS[:GROUPS]]``.
+        Files of the full suite, beside the packaged cells, and of that across files, ``FILE[:LABELS[:GROUPS]]``.
     systems
         Names; default all of the suite.
     label_map
@@ -105,14 +118,14 @@ def run_suite(
         system is left out.
     marker_types
         JSON file that says which of its types is which label, see `MarkerTable`; default the packaged one.
-    seeds, output, work, command, note
+    seeds, output, work, command, note, num_workers
         As for `compare_systems`.
 
     Raises
     ------
     ValueError
         A name or kind is unknown, a marker table, its types or a split file are for nothing, two files have one name,
-        or files are named for the small suite, none for the full one or fewer than two for that across files.
+        or files are named for the small suite, or fewer than two for that across files.
     """
     chosen = known_systems(systems or (_of_small_suite() if suite == "small" else ()))
     if marker_table is not None and OF_TABLE in chosen:
@@ -125,7 +138,7 @@ def run_suite(
     unknown = sorted(set(kinds) - set(KINDS))
     if unknown:
         raise ValueError(f"kinds got {unknown}; there are {', '.join(KINDS)}")
-    least = {"small": 0, "full": 1, "across": 2}[suite]
+    least = 2 if suite == "across" else 0
     if len(cells) < least or (suite == "small" and cells):
         wanted = "none: its cells are packaged" if suite == "small" else f"at least {least}: give --cells for each"
         raise ValueError(f"suite={suite!r} got the files {list(cells)}; it takes {wanted}")
@@ -143,6 +156,7 @@ def run_suite(
     for data in every:
         for kind, split in _folds_of(data, suite, kinds, split_of.get(data.name)):
             where: Any = {"kind": kind, "output": output, "work": work, "seeds": seeds, "command": command}
+            where["num_workers"] = num_workers
             results.append(compare_systems(data, chosen, note=note, split=split, **where))
             if few_labels and split is None and (data.groups is None or kind == "leave_one_group_out"):
                 compare_with_few_labels(data, chosen, few_labels, **where)
@@ -153,6 +167,7 @@ def run_suite(
         "comparisons": [f"{result['data']}, {result['kind']}" for result in results],
         "systems": sorted({name for result in results for name in result["systems"]}),
         "num_runs": len(_runs_in(work) - before),
+        "num_workers": num_workers,
         "seconds": round(time.monotonic() - started, 1),
     }
     write_json(Path(output, f"suite-{suite}.json"), took)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from screformer.annotation.annotate import annotate
+from screformer.annotation.label_tree import label_names_of
 from screformer.annotation.trained_model import TrainedModel, load_classifier
 from screformer.benchmarks.cell_type_systems import NamedCells, check_genes
 from screformer.benchmarks.standard_encoder import standard_encoders
@@ -116,7 +117,7 @@ class ScReformerSystem:
         named = annotate(adata, self._trained, copy=True, progress=False)
         assert named is not None
         config = self._trained.model.config
-        classes = tuple(config.id2label[number] for number in range(config.num_labels))
+        classes = tuple(label_names_of(config))
         labels = named.obs["screformer_cell_type"].astype(object)
         scores = np.nan_to_num(named.obsm["screformer_probabilities"])
         return NamedCells(labels.where(labels.notna(), "").tolist(), scores, classes)

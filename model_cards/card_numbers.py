@@ -52,7 +52,10 @@ def wrong_numbers(folder: Path) -> Iterator[str]:
     path, by_hand = folder / "evaluation.json", is_by_hand(folder)
     if not path.exists():
         if told:
-            yield f"README.md gives {', '.join(name for _, name in told)}, and there is no evaluation.json"
+            yield (
+                f"README.md gives {', '.join(name for _, name in told)}, and there is no evaluation.json: make it with "
+                "screformer evaluate, or take the model-index out of the card"
+            )
         return
     own = split_config(read_checkpoint(folder).splits)
     yield from _differences(told, own, read_json(path), path.name, by_hand=by_hand)

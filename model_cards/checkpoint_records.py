@@ -47,12 +47,20 @@ def read_checkpoint(folder: str | Path) -> Checkpoint:
     FileNotFoundError
         It has no ``config.json``.
     ValueError
-        A record is cut off or no JSON.
+        A record is cut off, no JSON or no object.
     """
     place = checkpoint_folder(folder)
     names = ("config", "tokenizer_config", "training", "metrics", "splits", "downstream", "resources", "seen_cells")
-    records = [read_json(path) if (path := place / f"{name}.json").exists() else {} for name in names]
-    return Checkpoint(place, *records)
+    return Checkpoint(place, *(_read_record(place / f"{name}.json") for name in names))
+
+
+def _read_record(path: Path) -> Json:
+    record = read_json(path) if path.exists() else {}
+    if not isinstance(record, dict):
+        raise ValueError(
+            f"{path.name} holds {type(record).__name__}, not an object: it was changed; write or download it again"
+        )
+    return record
 
 
 def checkpoint_folder(folder: str | Path) -> Path:

@@ -46,6 +46,10 @@ def benchmark_suite(
     ] = None,
     system: Annotated[list[str] | None, typer.Option(help="Only this system. Give it once for each.")] = None,
     seeds: Annotated[int, typer.Option(help="Seeds of each system and fold.")] = 1,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Runs at once, a thread each. Default: the cores, at most 4; with a GPU 1."),
+    ] = None,
     note: Annotated[str | None, typer.Option(help="Sentence for readers of the tables: what ran beside.")] = None,
     work: Annotated[Path, typer.Option(help="Folder for the result of every run, which is not repeated.")] = Path(
         "runs/comparison"
@@ -64,7 +68,7 @@ def benchmark_suite(
         return
     if suite is None:
         fail("--suite small, full or across, or a command: see screformer benchmark --help")
-    from .benchmarks.suites import run_suite
+    from .benchmarks.suites import default_workers, run_suite
 
     chosen: Literal["small", "full", "across"] = suite
     given = [f" --cells {Path(one).name}" for one in cells or ()] + [f" --system {name}" for name in system or ()]
@@ -90,6 +94,7 @@ def benchmark_suite(
             work=work,
             command=command,
             note=note,
+            num_workers=workers or default_workers(),
         )
     )
     for result in results:

@@ -91,7 +91,8 @@ class ScReformerConfig(PreTrainedConfig):
         leaves.
     calibration
         Of a classifier, what its probabilities and answers are read with: ``temperatures``, one a level of the labels,
-        and ``thresholds`` of the probability with the ``error_rates`` that they keep. Logits are as they were.
+        and ``thresholds`` of the probability with the ``error_rates`` that they keep; it holds for the ``classes`` it
+        names. Logits are as they were.
     tokenizer_fingerprint
         Fingerprint of the tokenizer that the weights were trained with; training refuses another one.
 
@@ -131,7 +132,7 @@ class ScReformerConfig(PreTrainedConfig):
     classifier_hidden_sizes: list[int] | None = None
     classifier_dropout: float | int = 0.1
     label_parents: dict[str, str | None] | None = None
-    calibration: dict[str, list[float]] | None = None
+    calibration: dict[str, list[float] | list[str]] | None = None
     tokenizer_fingerprint: str | None = None
     pad_token_id: int | None = None
     mask_token_id: int | None = None

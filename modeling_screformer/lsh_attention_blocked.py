@@ -119,8 +119,8 @@ class _Group(NamedTuple):
 
     @property
     def num_chunks(self) -> int:
-        """Chunks of all heads, with an empty one between two heads, so that none looks back into another."""
-        return self.num_heads * (math.ceil(self.length / self.bucket_size) + 1) - 1
+        """Chunks of all heads, an empty one between two heads, so that none looks back into another; at least one."""
+        return max(self.num_heads * (math.ceil(self.length / self.bucket_size) + 1) - 1, 1)
 
     def rows(self, tensor: Tensor) -> Tensor:
         """(B, H, L, D) -> this group's tokens, (G L, D), in single precision at least."""

@@ -173,7 +173,8 @@ class ScReformerPreTrainedModel(PreTrainedModel):
     config_class = ScReformerConfig
     base_model_prefix = "screformer"
     main_input_name = "input_ids"
-    _no_split_modules = ["ScReformerLayer"]  # noqa: RUF012 - transformers' own form
+    # Reversible layers run inside one function of autograd, which knows one device.
+    _no_split_modules = ["ReversibleSequence"]  # noqa: RUF012 - transformers' own form
     # Rounded hash directions would sort genes into other buckets.
     _keep_in_fp32_modules_strict = ["rotations"]  # noqa: RUF012
     # The encoder of a checkpoint opens without its heads, and no head is a surprise there.
@@ -473,6 +474,7 @@ class ScReformerForCellClassification(ScReformerPreTrainedModel):
     Label names are the configuration's ``id2label``.
     """
 
+    _no_split_modules = ["ScReformerModel", "ScReformerClassificationHead"]  # noqa: RUF012
     # Averages of many genes differ little between cells.
     _keep_in_fp32_modules_strict = ["rotations", "pooled_path.center", "pooled_path.scale"]  # noqa: RUF012
 
@@ -484,6 +486,12 @@ class ScReformerForCellClassification(ScReformerPreTrainedModel):
         self.classifier = ScReformerClassificationHead(config)
         if config.problem_type is None:
             config.problem_type = "single_label_classification" if config.num_labels > 1 else "regression"
+        elif config.problem_type == "single_label_classification" and config.num_labels == 1:
+            msg = (
+                "num_labels got 1 with problem_type='single_label_classification', under which there is nothing to "
+                "choose and the loss is always 0. Give two labels or more, or problem_type='regression'."
+            )
+            raise ValueError(msg)
         self.post_init()
 
     @can_return_tuple
@@ -523,6 +531,10 @@ class ScReformerForCellClassification(ScReformerPreTrainedModel):
         if labels is not None:
             self._check_labels(labels, len(logits))
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
+            num_items = kwargs.get("num_items_in_batch")
+            if num_items is not None and self.config.problem_type != "single_label_classification":
+                # transformers' loss is a mean of this batch here; the Trainer adds batches up, as shares of a step.
+                loss = loss * (labels.numel() / num_items)
         return ScReformerClassifierOutput(
             loss=loss, logits=logits, hidden_states=encoded.hidden_states, cell_embedding=encoded.cell_embedding
         )

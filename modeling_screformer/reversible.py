@@ -200,24 +200,30 @@ class _RandomState(NamedTuple):
 
     @classmethod
     def capture(cls, device: torch.device) -> "_RandomState":
-        module = _device_random_module(device)
-        return cls(torch.get_rng_state(), device.type, None if module is None else module.get_rng_state(device))
+        return cls(torch.get_rng_state(), device.type, _device_random_state(device))
 
     def replay(self, device: torch.device) -> AbstractContextManager[Any]:
         """Return a context in which this state rules; what ruled before comes back afterwards."""
         stack = ExitStack()
-        module = _device_random_module(device)
-        devices = [] if module is None else [device]
-        fork_type = "cuda" if module is None else device.type
-        stack.enter_context(torch.random.fork_rng(devices=devices, device_type=fork_type))
-        torch.set_rng_state(self.cpu)
-        if module is not None and self.device is not None:
-            module.set_rng_state(self.device, device)
+        stack.callback(self.capture(device)._restore, device)
+        self._restore(device)
         return stack
 
+    def _restore(self, device: torch.device) -> None:
+        torch.set_rng_state(self.cpu)
+        if self.device is None:
+            return
+        if device.type == "mps":
+            torch.mps.set_rng_state(self.device)
+        else:
+            torch.get_device_module(device).set_rng_state(self.device, device)
 
-def _device_random_module(device: torch.device) -> Any:  # torch.cuda, torch.xpu, …: modules with the same functions
-    return None if device.type in ("cpu", "meta", "mps") else torch.get_device_module(device)
+
+def _device_random_state(device: torch.device) -> Tensor | None:
+    if device.type in ("cpu", "meta"):
+        return None
+    # torch.cuda, torch.xpu, … have the same functions; Apple's GPUs come one a machine.
+    return torch.mps.get_rng_state() if device.type == "mps" else torch.get_device_module(device).get_rng_state(device)
 
 
 def _draws_random_numbers(module: nn.Module) -> bool:

@@ -238,6 +238,21 @@ def test_a_class_is_a_label_one_above_labels_or_several():
         ClassScore.parse(config, "NK")
     with pytest.raises(ValueError, match="holds every label of the model"):
         ClassScore.parse(config, "all=lymphoid|monocyte")
+
+
+def test_cells_of_a_class_may_have_any_label_within_it():
+    parents = {
+        "blood": None, "lymphoid": "blood", "T": "lymphoid", "T cell": "T", "B cell": "lymphoid", "monocyte": "blood"
+    }  # fmt: skip
+    config = make_model(label_parents=parents).config
+
+    def labels(text):
+        return set(ClassScore.parse(config, text).labels(config))
+
+    assert labels("lymphoid") == {"lymphoid", "T", "T cell", "B cell"}
+    assert labels("T cell") == {"T cell"}  # what is a T may be another kind
+    assert labels("not B=T|monocyte") == {"not B", "T", "T cell", "monocyte"}
+    assert labels("some=lymphoid") == {"some", "lymphoid", "T", "T cell", "B cell"}
     with pytest.raises(ValueError, match="score got 'probability'; allowed are 'logit', 'log_odds'"):
         ClassScore.parse(config, "monocyte", "probability")
 

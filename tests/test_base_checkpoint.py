@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import anndata
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from screformer.benchmarks import base_checkpoint, checkpoint_parcel, checkpoint_parts
@@ -276,6 +276,45 @@ def test_a_plan_is_of_what_was_asked(parcel, tmp_path, monkeypatch):
     (tmp_path / "pretrained").mkdir()
     with pytest.raises(ValueError, match=r"has a pretraining that was begun with .*'minutes': 2.*; choose"):
         making(3)._plan_steps()
+
+
+def test_a_part_or_run_of_other_settings_or_weights_is_done_again(parcel, brought_back, tmp_path, monkeypatch):
+    make_base_checkpoint(parcel, tmp_path / "out", work=tmp_path, options=CheckpointOptions(parts=[], use_cpu=True),
+                         earlier=brought_back)  # fmt: skip
+    done = []
+    monkeypatch.setattr(checkpoint_parts, "do_runs", lambda runs, *_: done.extend(runs) or [])
+    monkeypatch.setattr(checkpoint_parts, "summarize_pretraining", lambda runs, *_: {"runs": runs})
+
+    def making(**options):
+        given = CheckpointOptions(**{"minutes": 0.02, "use_cpu": True, **options})
+        return checkpoint_parts.CheckpointMaking(open_parcel(parcel, tmp_path), tmp_path, given)
+
+    making().do("fine_tuning")
+    assert not done
+    making(parts=["costs"], seeds=2).do("fine_tuning")
+    assert not done  # was not asked for
+    making(gene_space="full").do("fine_tuning")
+    runs = {(run.name, run.test_groups): run for run in done}
+    assert len(runs) == 10
+    assert {run.is_done() for run in runs.values() if run.name == "logistic_regression"} == {True}
+    assert {run.is_done() for run in runs.values() if run.name != "logistic_regression"} == {False}
+    done.clear()
+    weights = tmp_path / "release" / "model.safetensors"
+    changed = {name: one + 1 for name, one in load_file(weights).items()}
+    save_file(changed, weights, metadata={"format": "pt"})
+    making().do("fine_tuning")
+    assert {run.name for run in done if not run.is_done()} >= {"pretrained", "paper_pretrained"}
+    assert all(run.is_done() for run in done if run.name in ("scratch", "logistic_regression"))
+
+
+def test_what_was_left_out_is_tried_again(parcel, tmp_path, monkeypatch):
+    making = checkpoint_parts.CheckpointMaking(open_parcel(parcel, tmp_path), tmp_path, CheckpointOptions(use_cpu=True))
+    found = [([], {"scbert": "no package"}), ([], {}), ([], {})]
+    monkeypatch.setattr(checkpoint_parts, "run_systems", lambda *_, **__: found.pop(0))
+    assert making.do("scbert")["left_out"] == {"scbert": "no package"}
+    assert making.do("scbert")["left_out"] == {}
+    making.do("scbert")
+    assert len(found) == 1
 
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"

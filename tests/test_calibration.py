@@ -7,6 +7,7 @@ from scipy.special import softmax
 from screformer import ScReformerConfig
 from screformer.annotation.calibration import Calibration, LabelReader, class_probabilities
 from screformer.annotation.calibration_fit import (
+    calibrate,
     compatible_labels,
     describe_calibration,
     fit_calibration,
@@ -215,6 +216,21 @@ def test_calibration_survives_the_checkpoint(tmp_path):
     calibration = Calibration((1.5, 0.7, 1.0), (0.01, 0.05), (0.9, 0.4))
     config_of(TREE, calibration=calibration.to_config()).save_pretrained(tmp_path)
     assert Calibration.from_config(ScReformerConfig.from_pretrained(tmp_path)) == calibration
+
+
+def test_a_calibration_of_other_classes_is_not_used(tmp_path, caplog):
+    logits, truth = drawn_cells(["a", "b"], 200, sharpness=3.0)
+    config = config_of(classes=("a", "b"))
+    calibrate(config, logits, truth, fitted_to="cells")
+    config.save_pretrained(tmp_path)
+    assert LabelReader(ScReformerConfig.from_pretrained(tmp_path)).calibration is not None
+    assert not caplog.records
+    other = ScReformerConfig.from_pretrained(tmp_path, num_labels=3)
+    found = LabelReader(other)(np.array([[2.0, 0.0, 0.0]], dtype=np.float32))
+    np.testing.assert_allclose(found.probabilities, softmax([[2.0, 0.0, 0.0]], axis=1), rtol=1e-6)
+    assert "calibration is of other classes (2) than its own (3), and is not used" in caplog.text
+    with pytest.raises(ValueError, match=r"not calibrated.*screformer calibrate"):
+        LabelReader(other, max_error=0.05)
 
 
 def test_the_worst_group_decides_and_small_ones_do_not():

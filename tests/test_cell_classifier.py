@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import infer_auto_device_map
 
 from screformer.cell_classifier import EncodedCells, LinearPath, PooledPath
 from screformer.configuration_screformer import CLASSIFIER_PATHS, ScReformerConfig
@@ -171,3 +172,28 @@ def test_layers_before_a_relu_start_with_he_weights_and_the_linear_path_with_non
         spread = layer.weight.detach().std() * layer.in_features**0.5
         assert spread == pytest.approx(gain, rel=0.15)
     assert not head.linear_path.output.weight.any()
+
+
+def test_a_quantized_pooled_path_is_not_rounded_to_integers() -> None:
+    trained, batch = model("pooled"), cells()
+    expected, dense = trained(**batch).logits, trained.classifier.pooled_path.dense
+    exact = torch.nn.Linear(dense.in_features, dense.out_features).requires_grad_(False)
+    exact.load_state_dict(dense.state_dict())
+
+    class Quantized(torch.nn.Module):
+        weight = torch.zeros(1, dtype=torch.int8)
+
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return exact(hidden)
+
+    trained.classifier.pooled_path.dense = Quantized()
+    torch.testing.assert_close(trained(**batch).logits, expected)
+
+
+def test_no_device_map_parts_the_reversible_layers() -> None:
+    trained = model("convolution")
+    size = sum(tensor.numel() * tensor.element_size() for tensor in trained.state_dict().values())
+    parts = infer_auto_device_map(
+        trained, max_memory={"cpu": int(0.7 * size)}, no_split_module_classes=trained._no_split_modules
+    )
+    assert set(parts) <= {"", "screformer", "classifier"}

@@ -299,6 +299,26 @@ def test_one_label_is_a_number_unless_said_otherwise(build):
     assert build(ScReformerForCellClassification, num_labels=2).config.problem_type == "single_label_classification"
 
 
+def test_one_label_is_nothing_to_choose_from(build, tmp_path):
+    build(ScReformerForCellClassification).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"num_labels got 1 .* Give two labels or more, or problem_type='regression'"):
+        ScReformerForCellClassification.from_pretrained(tmp_path, num_labels=1, ignore_mismatched_sizes=True)
+
+
+@pytest.mark.parametrize("problem_type", ["single_label_classification", "multi_label_classification", "regression"])
+def test_losses_of_parts_of_a_step_add_up_to_that_of_the_step(problem_type, build, batch):
+    model = build(ScReformerForCellClassification, problem_type=problem_type)
+    labels = torch.tensor([0, 2, 1])
+    if problem_type != "single_label_classification":
+        labels = torch.nn.functional.one_hot(labels, 3).float()
+    parts = [{name: tensor[rows] for name, tensor in batch.items()} for rows in (slice(0, 1), slice(1, 3))]
+    by_part = [
+        model(**part, labels=some, num_items_in_batch=torch.tensor(labels.numel())).loss
+        for part, some in zip(parts, (labels[:1], labels[1:]), strict=True)
+    ]
+    torch.testing.assert_close(sum(by_part), model(**batch, labels=labels).loss)
+
+
 @pytest.mark.parametrize(
     ("problem_type", "shape", "expected"),
     [

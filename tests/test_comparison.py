@@ -24,6 +24,8 @@ from screformer.benchmarks.comparison_statistics import (
 from screformer.benchmarks.few_labels import compare_with_few_labels
 from screformer.benchmarks.labelled_data import read_labelled_data
 from screformer.benchmarks.protocol import Predictions
+from screformer.benchmarks.system_sccatch import ScCatchOfTable
+from screformer.benchmarks.systems_simple import MajorityClass, NearestNeighbors
 
 
 class Missing(Nearest):
@@ -82,6 +84,26 @@ def test_systems_run_on_all_folds_and_missing_ones_are_named(tmp_path):
     )
     with pytest.raises(ValueError, match="seeds got 0"):
         compare_systems(data, {}, kind="random", output=tmp_path, work=tmp_path, seeds=0)
+
+
+def test_runs_at_once_find_what_runs_one_by_one_do(tmp_path):
+    make_cells(120, types=["alpha", "beta", "duct"]).write_h5ad(tmp_path / "cells.h5ad")
+    data = read_labelled_data(tmp_path / "cells.h5ad", group_column="donor")
+    systems = {"sccatch_cellmatch": ScCatchOfTable, "knn": NearestNeighbors, "majority_class": MajorityClass}
+    found = {}
+    for num_workers in (1, 2):
+        where = {"output": tmp_path / f"out{num_workers}", "work": tmp_path / f"work{num_workers}"}
+        found[num_workers] = compare_systems(
+            data, systems, kind="leave_one_group_out", num_workers=num_workers, **where
+        )
+    keys = ("system", "fold", "seed", "macro_f1", "accuracy")
+    alone, at_once = ([[run[key] for key in keys] for run in found[number]["runs"]] for number in (1, 2))
+    assert alone == at_once
+    assert len(alone) == 8
+    assert found[2]["left_out"] == found[1]["left_out"]
+    assert list(found[2]["left_out"]) == ["sccatch_cellmatch"]
+    assert (found[1]["note"], found[2]["note"]) == (None, "2 runs at once, each in a process with one thread.")
+    assert found[2]["made_with"][0]["device"].endswith("1 threads")
 
 
 def test_seeds_are_averaged_within_folds_and_differences_are_paired():

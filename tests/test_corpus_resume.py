@@ -95,3 +95,15 @@ def test_a_second_run_into_the_same_output_is_refused(tmp_path) -> None:
     build_corpus(tmp_path / "cells.h5ad", tmp_path / "corpus", tokenizer=make_tokenizer())
     assert len(open_corpus(tmp_path / "corpus")) == 20
     assert not (tmp_path / "corpus.lock").exists()
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path) -> None:
+    make_cells(20).write_h5ad(tmp_path / "cells.h5ad")
+    (tmp_path / "corpus.partial" / "tokenizer").mkdir(parents=True)
+    (tmp_path / "corpus.partial" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match=r"corpus\.partial is no corpus that was begun: it has thesis\.txt; move it"):
+        build_corpus(tmp_path / "cells.h5ad", tmp_path / "corpus", tokenizer=make_tokenizer())
+    assert (tmp_path / "corpus.partial" / "thesis.txt").read_text() == "years of work"
+    (tmp_path / "corpus.partial" / "thesis.txt").unlink()
+    build_corpus(tmp_path / "cells.h5ad", tmp_path / "corpus", tokenizer=make_tokenizer())
+    assert len(open_corpus(tmp_path / "corpus")) == 20

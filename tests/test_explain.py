@@ -182,6 +182,33 @@ def test_the_background_may_be_of_another_file(trained, cells, tmp_path):
     assert len(found.results["inputs"]) == 2
 
 
+def test_a_background_may_lack_the_labels_and_the_model_names_it(trained, cells, tmp_path, caplog):
+    other = make_cells(30, seed=5)
+    del other.obs["cell_type"]
+    found = explained(trained, cells, tmp_path / "out", background=other)
+    assert "the background, has no column 'cell_type': the model names its cells" in caplog.text
+    assert found.results["classes"][0]["top"][0]["regression_place"] is not None
+    with pytest.raises(ValueError, match="obs column 'kind' is not in"):
+        explained(trained, cells, tmp_path / "two", background=other, label_column="kind")
+
+
+def test_cells_that_are_compared_with_themselves_are_counted_and_told(trained, cells, tmp_path, caplog):
+    few = {"num_cells": 4, "checks": Checks(completeness=2, stability=3, curves=2)}
+    apart = explained(trained, cells, tmp_path / "apart", **few)
+    assert apart.results["num_in_background"] == 0
+    own = explained(trained, cells, tmp_path / "own", background=cells, num_background=40, **few)
+    assert own.results["num_in_background"] == 4
+    assert "4 of the cells to explain are in the background cells.h5ad too" in caplog.text
+    assert (
+        "40 background cells of cells.h5ad, 4 of which are explained too"
+        in (tmp_path / "own" / "explanation.md").read_text()
+    )
+    caplog.clear()
+    all_there_are = explained(trained, cells, tmp_path / "all", num_background=39, **few)
+    assert "fewer than num_background=39" in caplog.text
+    assert all_there_are.results["num_in_background"] in (3, 4)
+
+
 def test_of_a_background_without_labels_only_the_drawn_cells_are_named(trained, cells, tmp_path, monkeypatch):
     named = []
 
@@ -413,9 +440,9 @@ def test_the_regression_weighs_genes_by_what_tells_the_class_from_others(trained
     bins = explainer.background
     labels = np.array(["alpha", "beta"] * 20)
     cells = SomeCells([""] * 40, np.arange(40), labels, bins)
-    weights = regression_weights(cells, score, LABELS)
+    weights = regression_weights(cells, score.labels(trained.model.config))
     assert set(np.argsort(-weights)[:4].tolist()) <= set(range(6))  # genes of alpha
-    assert regression_weights(cells._replace(labels=np.array(["beta"] * 40)), score, LABELS) is None
+    assert regression_weights(cells._replace(labels=np.array(["beta"] * 40)), ["alpha"]) is None
 
 
 def test_markers_among_the_top_are_counted_beside_chance():

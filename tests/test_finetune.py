@@ -146,10 +146,13 @@ def test_gene_dropout_reaches_training_cells_only(corpus, tmp_path):
     )
     trainer = finetune_module._make_trainer(model, opened, cells, data, settings(tmp_path))
     training = sum(int((batch["input_ids"] > 0).sum()) for batch in trainer.get_train_dataloader())
-    validation = sum(int((batch["input_ids"] > 0).sum()) for batch in trainer.get_eval_dataloader())
+    validation, predicted = (
+        sum(int((batch["input_ids"] > 0).sum()) for batch in loader)
+        for loader in (trainer.get_eval_dataloader(), trainer.get_test_dataloader(trainer.train_dataset))
+    )
     expressed = [sum(len(row["gene_ids"]) for row in rows) for rows in (trainer.train_dataset, trainer.eval_dataset)]
     assert 0.5 * expressed[0] < training < 0.7 * expressed[0]
-    assert validation == expressed[1]
+    assert [predicted, validation] == expressed
 
 
 def test_fine_tuning_starts_from_the_pretrained_encoder(corpus, tmp_path):

@@ -337,7 +337,9 @@ def test_a_lone_token_passes_its_value_and_gradient_through():
         assert not result.grad_query_key.any()
 
 
-def test_a_cell_without_tokens_gives_zeros_and_leaves_its_neighbour_alone():
+@pytest.mark.parametrize("group_rows", [1, 2**14])  # a head a group, all heads in one
+def test_a_cell_without_tokens_gives_zeros_and_leaves_its_neighbour_alone(group_rows, monkeypatch):
+    monkeypatch.setattr(lsh_hashing, "CPU_GROUP_ROWS", group_rows)
     mask = torch.ones(2, 50, dtype=torch.bool)
     mask[0] = False
     case = draw(length=50, mask=mask)

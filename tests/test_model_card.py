@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from scipy.stats import binomtest
 
 from screformer.model_cards.card_inputs import CardInputs, DataSource
-from screformer.model_cards.checkpoint_records import Checkpoint
+from screformer.model_cards.checkpoint_records import Checkpoint, read_checkpoint
 from screformer.model_cards.comparison import compare, points
 from screformer.model_cards.cost_section import emissions_metadata, estimate_emissions
 from screformer.model_cards.markdown import flat_rows, format_value, plain, table
@@ -567,6 +567,13 @@ def test_a_folder_that_is_no_checkpoint_of_ours_is_refused(tmp_path: Path) -> No
     write_json(tmp_path / "config.json", {"architectures": ["BertModel"]})
     with pytest.raises(ValueError, match="architecture 'BertModel'"):
         write_model_card(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config", "training", "splits"])
+def test_a_record_that_is_no_object_is_named(checkpoint: Path, name: str) -> None:
+    (checkpoint / f"{name}.json").write_text("[1, 2]")
+    with pytest.raises(ValueError, match=rf"{name}\.json holds list, not an object: it was changed; write or download"):
+        read_checkpoint(checkpoint)
 
 
 def test_a_calibrated_model_says_what_its_error_rates_are_worth(checkpoint: Path, results) -> None:

@@ -206,6 +206,14 @@ def test_the_code_is_that_of_this_release(checkpoint, staged, tmp_path, without_
 def test_places_are_left_out_of_records():
     given = {"a": ("/home/me/cells.h5ad", "runs/one", "C:\\data\\x.h5ad", 3, None), "b": {"c": "/"}}
     assert without_places(given) == {"a": ["cells.h5ad", "runs/one", "x.h5ad", 3, None], "b": {"c": ""}}
+    for text, expected in {
+        "finetune --corpus /home/me/corpus --output=/tmp/me/out": "finetune --corpus corpus --output=out",
+        "/home/me/a.h5ad, /home/me/b.h5ad": "a.h5ad, b.h5ad",
+        "/home/my own/a.h5ad": "a.h5ad",
+        "read from C:\\Users\\me\\a.h5ad.": "read from a.h5ad.",
+        "cells / genes, and/or 3/4 of https://example.org/some/page": None,
+    }.items():
+        assert without_places(text) == (expected or text)
 
 
 def append(path, text):

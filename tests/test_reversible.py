@@ -7,7 +7,7 @@ import torch
 
 from screformer import ScReformerForCellClassification, ScReformerModel, token_blocks
 from screformer.modeling_screformer import ScReformerLayer
-from screformer.reversible import ReversibleSequence, TokenOrders
+from screformer.reversible import ReversibleSequence, TokenOrders, _RandomState
 
 
 def sequence(tiny_config, *, dropout=0.0, layers=3, **overrides):
@@ -90,6 +90,20 @@ def test_backward_leaves_the_global_random_state_as_it_was(tiny_config, hidden_s
     before = torch.get_rng_state()
     first.sum().backward()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_dropout_of_an_apple_gpu_is_replayed_with_its_own_random_state(monkeypatch):
+    states = [torch.tensor([7])]
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: states[-1])
+    monkeypatch.setattr(torch.mps, "set_rng_state", states.append)
+    device, before = torch.device("mps"), torch.get_rng_state()
+    captured = _RandomState.capture(device)
+    states.append(torch.tensor([8]))
+    torch.rand(1)
+    after = torch.get_rng_state()
+    with captured.replay(device):
+        assert (states[-1].item(), torch.equal(torch.get_rng_state(), before)) == (7, True)
+    assert (states[-1].item(), torch.equal(torch.get_rng_state(), after)) == (8, True)
 
 
 def test_a_graph_may_use_the_module_twice_and_be_walked_twice(tiny_config, hidden_states, mask):

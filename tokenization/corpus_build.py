@@ -170,6 +170,7 @@ def _begin(folder: Path, plan: Manifest, tokenizer: ScReformerTokenizer) -> bool
     if is_finished or (folder / PLAN).is_file():
         check_same(folder, read_json(folder / (MANIFEST if is_finished else PLAN)), plan, is_finished=is_finished)
     elif folder.exists():
+        _refuse_foreign(folder)
         shutil.rmtree(folder)  # stopped before there was a plan
     if is_finished:
         return True
@@ -178,6 +179,17 @@ def _begin(folder: Path, plan: Manifest, tokenizer: ScReformerTokenizer) -> bool
     _save_tokenizer(folder / TOKENIZER_FOLDER, tokenizer)
     write_json(folder / PLAN, plan)
     return False
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raise ValueError if a folder has something that no build puts there before its plan."""
+    ours = WORK_FOLDER, TOKENIZER_FOLDER
+    strange = sorted(path.name for path in folder.iterdir() if path.name not in ours and path.suffix != ".part")
+    if strange:
+        msg = (
+            f"{folder} is no corpus that was begun: it has {', '.join(strange[:5])}; move it, or choose another output"
+        )
+        raise ValueError(msg)
 
 
 def _save_tokenizer(folder: Path, tokenizer: ScReformerTokenizer) -> None:

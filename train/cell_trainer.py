@@ -176,10 +176,20 @@ class CellTrainer(MeasuredTrainer):
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:  # Any: Trainer's own
         """Return the loader of held-out cells."""
+        with self._collating_held_out_cells():
+            return super().get_eval_dataloader(*args, **kwargs)
+
+    def get_test_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:  # Any: Trainer's own
+        """Return the loader of `predict`'s cells, as held-out ones: nothing is left out of them at random."""
+        with self._collating_held_out_cells():
+            return super().get_test_dataloader(*args, **kwargs)
+
+    @contextmanager
+    def _collating_held_out_cells(self) -> Iterator[None]:
         training_collator = self.data_collator
         self.data_collator = self.eval_data_collator
         try:
-            return super().get_eval_dataloader(*args, **kwargs)
+            yield
         finally:
             self.data_collator = training_collator
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from screformer.annotation.label_tree import label_names_of
 from screformer.modeling_screformer import ScReformerForCellClassification
 from screformer.tokenization.corpus import Corpus, open_corpus
 from screformer.train.argument_parser import parse_arguments
@@ -30,7 +31,7 @@ from screformer.train.seen_cells import add_cells_seen_by
 from screformer.train.starting_model import starting_model
 from screformer.train.taught_cells import NO_CLASS, TaughtCells, TeacherSplit, choose_taught_cells, read_teacher_split
 from screformer.train.taught_dataset import TaughtCellCollator, TaughtCellDataset
-from screformer.train.teacher_logits import Facts, TeacherLogits, describe_teacher, label_names_of, load_teacher
+from screformer.train.teacher_logits import Facts, TeacherLogits, describe_teacher, load_teacher
 from screformer.train.trainable import choose_trainable
 from screformer.train.training_run import (
     CellTrainer,

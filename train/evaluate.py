@@ -156,9 +156,9 @@ def _describe_answers(
     raw = LabelReader(config, is_calibrated=False)
     known = logits[is_known]
     described = describe_calibration(reader.tree, reader(known), raw(known), labels[is_known].tolist())
-    if config.calibration is None:
+    if reader.calibration is None:
         return {"calibration": described}
-    described["temperatures"] = config.calibration["temperatures"]
+    described["temperatures"] = list(reader.calibration.temperatures)
     return {"calibration": described, "answers": realised_errors(config, logits, labels.tolist())}
 
 

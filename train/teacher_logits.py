@@ -67,11 +67,6 @@ def describe_teacher(model: ScReformerForCellClassification, teacher: str, gene_
     }
 
 
-def label_names_of(config: ScReformerConfig) -> list[str]:
-    """Return a classifier's labels in id order."""
-    return [config.id2label[index] for index in range(config.num_labels)]
-
-
 class TeacherLogits:
     """The logits of some cells of a corpus, on disk; mapped into memory when they are first asked for.
 
