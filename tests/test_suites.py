@@ -162,3 +162,20 @@ def test_without_a_suite_or_a_command_the_help_is_shown():
     result = CliRunner().invoke(app, ["benchmark", "--seeds", "2"])
     assert result.exit_code == 1
     assert "--suite small, full or across" in result.output
+
+
+SMALL_SUITE = Path(__file__).parents[1] / "benchmarks" / "results" / "suite-small.json"
+
+
+@pytest.mark.skipif(not SMALL_SUITE.exists(), reason="no checkout")
+def test_the_small_suite_was_measured_in_minutes_on_two_cores_as_the_readme_says():
+    took = json.loads(SMALL_SUITE.read_text())
+    assert took["command"] == "screformer benchmark --suite small --seeds 1"
+    assert took["num_runs"] == 4 * len(took["systems"])  # nothing was there before
+    assert took["comparisons"] == ["pancreas_baron2016, leave_one_group_out"]
+    assert OURS in took["systems"]
+    assert len(took["systems"]) >= 9
+    assert (took["device"]["threads"], took["num_workers"]) == (2, 2)
+    assert took["seconds"] < 15 * 60
+    text = " ".join((SMALL_SUITE.parents[2] / "README.md").read_text(encoding="utf-8").split())
+    assert f"({took['seconds'] / 60:.0f} minutes on two cores)" in text
