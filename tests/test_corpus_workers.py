@@ -3,7 +3,10 @@
 import json
 import math
 import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -43,6 +46,14 @@ def test_what_an_item_raises_is_raised() -> None:
 def test_a_worker_that_dies_is_named() -> None:
     with pytest.raises(ChildProcessError, match=r"a worker process died; .* call it again with the same arguments"):
         run(os._exit, [9, 9, 9], 2)
+
+
+def test_control_c_does_not_wait_for_what_is_being_done() -> None:
+    threading.Timer(3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run(time.sleep, [300.0] * 3, 2)
+    assert time.monotonic() - begin < 60
 
 
 def test_two_workers_write_the_same_bytes_as_one(tmp_path) -> None:

@@ -47,7 +47,9 @@ def test_new_cells_calibrate_and_seen_ones_do_not(checkpoint, tmp_path, caplog):
     assert record["fitted_to"] == "cells of new.h5ad"
     assert "5 cells have no label, or one that the model does not know: ['mystery']" in caplog.text
     after = json.loads((checkpoint / "config.json").read_text())
-    assert after.pop("calibration") == {name: record[name] for name in ("temperatures", "error_rates", "thresholds")}
+    assert after.pop("calibration") == {
+        name: record[name] for name in ("temperatures", "error_rates", "thresholds", "classes")
+    }
     before.pop("calibration")
     assert after == before
     assert json.loads((checkpoint / "calibration.json").read_text()) == record

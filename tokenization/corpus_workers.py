@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 # Every process works on one item at a time; its libraries would start as many threads as the machine has cores.
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 CONNECT_SECONDS = 10
-GO_ON = "The finished shards are kept: call it again with the same arguments to go on."
+GO_ON = "What is finished is kept: call it again with the same arguments to go on."
 
 
 class Workers:
@@ -110,6 +110,9 @@ class Workers:
                 for future in done:
                     yield _result(future)
                 running |= {self._pool.submit(function, item) for item in islice(waiting, len(done))}
+        except KeyboardInterrupt:
+            _end(self._pool)  # an item may take minutes; what it left aside is known for that
+            raise
         finally:
             for future in running:
                 future.cancel()
@@ -155,13 +158,19 @@ def _result(future: Future[Result]) -> Result:
         raise ChildProcessError(msg) from error
 
 
+def _end(pool: ProcessPoolExecutor) -> None:
+    """End the processes of a pool at once."""
+    for process in list((pool._processes or {}).values()):
+        process.terminate()
+
+
 def _begin_worker() -> None:
     """Make a worker end when the process that started it does, even by force: it would wait for items forever."""
     import pyarrow as pa
 
     return_columns()
     pa.set_cpu_count(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the workers in order
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the workers
     parent = multiprocessing.parent_process()
     assert parent is not None
 
