@@ -201,6 +201,7 @@ def run_ablations(
         "columns": columns,
         "rows": rows,
         "notes": notes + [f"Left out: {name} ({why})." for name, why in left_out.items()],
+        "left_out": left_out,
         "systems": systems,
         "runs": [{key: run[key] for key in RUN_KEYS} for run in runs],
     }

@@ -16,7 +16,15 @@ from screformer.benchmarks.ablation_costs import COST_LIMITS, COSTS, measure_cos
 from screformer.benchmarks.ablations import Settings, run_ablations
 from screformer.benchmarks.checkpoint_parcel import Parcel
 from screformer.benchmarks.comparison import SPLIT_SEED, provenance, run_systems
-from screformer.benchmarks.fine_tuning_runs import LOGISTIC_REGRESSION, REGRESSION, Run, System, Width, do_runs
+from screformer.benchmarks.fine_tuning_runs import (
+    LOGISTIC_REGRESSION,
+    REGRESSION,
+    Run,
+    System,
+    Width,
+    chosen_device,
+    do_runs,
+)
 from screformer.benchmarks.fine_tuning_tasks import Task
 from screformer.benchmarks.labelled_data import LabelledData, read_labelled_data
 from screformer.benchmarks.pretraining import pretrain_by
@@ -176,13 +184,29 @@ class CheckpointMaking:
                 "recipe": f"{self.recipe.pretraining} {self.recipe.precision}".strip(),
                 "minutes": self.options.minutes,
             }
-        asked: Json = {"use_cpu": self.options.use_cpu}
+        if part == "ablations":  # which take a GPU wherever there is one
+            names, settings = list(self.options.ablations), list(self.recipe.ablations)
+            return {"names": names, "settings": settings, "device": chosen_device(use_cpu=False)}
+        asked: Json = {"device": chosen_device(use_cpu=self.options.use_cpu)}
         if part == "fine_tuning":
-            weights = hash_weights(self.release) if self.release.exists() else None
-            asked |= {"seeds": self.options.seeds, "gene_space": self.gene_space, "weights_sha256": weights}
-        if part == "ablations":
-            asked |= {"names": list(self.options.ablations), "settings": list(self.recipe.ablations)}
+            asked |= {
+                "seeds": self.options.seeds,
+                "gene_space": self.gene_space,
+                "arguments": {name: system.arguments for name, system in self._systems().items()},
+                "weights_sha256": hash_weights(self.release) if self.release.exists() else None,
+            }
         return asked
+
+    def _systems(self) -> dict[str, System]:
+        """Return what fine-tuning compares."""
+        paper = f"{self.recipe.paper} {self.recipe.precision}".strip()
+        return {
+            REGRESSION: LOGISTIC_REGRESSION,
+            "pretrained": System("finetune-small, from the checkpoint", "finetune-small", CHECKPOINT),
+            "scratch": System("finetune-small, from nothing", "finetune-small"),
+            "paper_pretrained": System("Paper's classifier, from the checkpoint", paper, CHECKPOINT),
+            "paper_scratch": System("Paper's classifier, from nothing", paper),
+        }
 
     def _pretrain(self) -> Json:
         steps, seconds = self._plan_steps()
@@ -254,14 +278,7 @@ class CheckpointMaking:
 
     def _fine_tune(self) -> Json:
         width = Width(self.preset, self.gene_space, self.options.use_cpu)
-        paper = f"{self.recipe.paper} {self.recipe.precision}".strip()
-        systems = {
-            REGRESSION: LOGISTIC_REGRESSION,
-            "pretrained": System("finetune-small, from the checkpoint", "finetune-small", CHECKPOINT),
-            "scratch": System("finetune-small, from nothing", "finetune-small"),
-            "paper_pretrained": System("Paper's classifier, from the checkpoint", paper, CHECKPOINT),
-            "paper_scratch": System("Paper's classifier, from nothing", paper),
-        }
+        systems = self._systems()
         compared = [*TWINS, *((name, REGRESSION) for name in systems if name != REGRESSION)]
         titles = {name: system.title for name, system in systems.items()}
         runs = {
@@ -273,7 +290,7 @@ class CheckpointMaking:
             ]
             for task in self.parcel.tasks
         }
-        workers = None if self.options.use_cpu or not torch.cuda.is_available() else 1
+        workers = 1 if chosen_device(use_cpu=self.options.use_cpu) == "cuda" else None
         every = do_runs([run for own in runs.values() for run in own], workers, logger)
         return {
             "arguments": {name: system.arguments for name, system in systems.items()},
@@ -309,14 +326,14 @@ class CheckpointMaking:
 
     def _measure_costs(self) -> Json:
         limits = COST_LIMITS
-        if torch.cuda.is_available() and not self.options.use_cpu:
+        if chosen_device(use_cpu=self.options.use_cpu) == "cuda":
             all_of_it = torch.cuda.get_device_properties(0).total_memory / 1e9
             limits = replace(COST_LIMITS, device="cuda", memory_limit=all_of_it)
         return {"steps": measure_costs(list(COSTS), limits=limits)}
 
     def _run_scbert(self) -> Json:
         """Train scBERT on every gene, or its toy where there is no GPU, on the first fold of each set."""
-        has_gpu = torch.cuda.is_available() and not self.options.use_cpu
+        has_gpu = chosen_device(use_cpu=self.options.use_cpu) == "cuda"
         make = (lambda: ScBert.as_in_paper(epochs=5)) if has_gpu else ScBert
         runs: list[Json] = []
         for task in self.parcel.tasks:

@@ -82,7 +82,7 @@ def compare_systems(
     command
         What the result file says that it was made by.
     note
-        What else its readers should know, such as what ran beside; with several workers that is said by default.
+        What else its readers should know, such as what ran beside.
     split
         Split file of this `kind` instead of folds of our own, see `read_split_file`.
     num_workers
@@ -104,7 +104,6 @@ def compare_systems(
         for name in names
     }
     rows = summarize_systems(runs)
-    beside = f"{num_workers} runs at once, each in a process with one thread." if num_workers > 1 else None
     for name, own in predictions.items():
         rows[name] |= pool_cells(own)
     results: dict[str, Any] = {
@@ -118,7 +117,7 @@ def compare_systems(
         "is_weak": BASELINE in rows and rows[BASELINE]["accuracy"] > WEAK_ABOVE,
         **provenance(command),
         "made_with": made_with(runs),
-        "note": beside if note is None else note,
+        "note": note,
         "systems": rows,
         "paired_tests": paired_tests(runs, predictions),
         "left_out": left_out,
@@ -155,7 +154,9 @@ def made_with(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:  # Any
     found: dict[str, dict[str, Any]] = {}
     for run in runs:
         device = run.get("device")
+        at_once = run.get("runs_at_once", 1)
         told = None if device is None else f"{device['name']}, {device['threads']} threads"
+        told = f"{told}, {at_once} runs at once" if told and at_once > 1 else told
         key = json.dumps([run["versions"], told], sort_keys=True)
         row = found.setdefault(key, {"versions": run["versions"], "device": told, "dates": set(), "num_runs": 0})
         row["dates"].add(run["date"])
@@ -212,6 +213,8 @@ def run_systems(
         else:
             found[run.key] = stored
     todo = [run for run in todo if run.name not in left_out]
+    # One run alone is done by this process, with all its threads.
+    todo = [run._replace(runs_at_once=min(num_workers, len(todo))) for run in todo]
     logger.info("%d of %d runs are there, %d are made now", len(found), len(planned), len(todo))
     with Workers(num_workers) as workers:
         # One after the other, a system that has refused is not tried again.
@@ -235,6 +238,7 @@ class _Run(NamedTuple):
     fold: Fold
     seed: int
     work: str | Path
+    runs_at_once: int = 1
 
     @property
     def key(self) -> _Key:
@@ -244,10 +248,12 @@ class _Run(NamedTuple):
 def _do(run: _Run) -> tuple[_Key, dict[str, Any] | None, str]:  # Any: JSON
     """Return the record, or None and why the system refuses."""
     try:
-        system = run.make()
-        return run.key, run_system(system, run.name, run.data, run.fold, seed=run.seed, work=run.work), ""
+        record = run_system(
+            run.make(), run.name, run.data, run.fold, seed=run.seed, work=run.work, runs_at_once=run.runs_at_once
+        )
     except (ImportError, ValueError) as error:
         return run.key, None, str(error)
+    return run.key, record, ""
 
 
 def _told(runs: Sequence[_Run], left_out: Mapping[str, str]) -> Iterator[_Run]:

@@ -14,6 +14,7 @@ import torch
 from screformer.annotation.label_tree import label_names_of
 from screformer.benchmarks.fine_tuning_tasks import Task, regression_scores, score_labels
 from screformer.tokenization.corpus import open_corpus
+from screformer.tokenization.corpus_files import MANIFEST, checksum
 from screformer.tokenization.corpus_workers import Workers, available_cores
 from screformer.train.argument_parser import parse_arguments
 from screformer.train.arguments import FineTuningArguments, FineTuningDataArguments, ModelArguments
@@ -63,6 +64,11 @@ COMMON = {
 START = ["--preset", "tiny", "--gene_space", "expressed", "--config_overrides", "reversible=false"]
 
 
+def chosen_device(*, use_cpu: bool) -> str:
+    """Return where models are trained, ``"cuda"`` or ``"cpu"``."""
+    return "cuda" if torch.cuda.is_available() and not use_cpu else "cpu"
+
+
 class Width(NamedTuple):
     """Which models are compared, where it is not the tiny preset on expressed genes.
 
@@ -108,13 +114,16 @@ class Run(NamedTuple):
 
     def asked(self) -> dict[str, Any]:  # Any: JSON
         """Return what its result depends on, beside what its name says."""
-        start = [] if self.system.arguments is None else self.start()
-        if self.checkpoint is not None:
-            start = [str(hash_weights(part)) if part == self.checkpoint else part for part in start]
+        trained: dict[str, Any] = {}
+        if self.system.arguments is not None:
+            start = [str(hash_weights(part)) if part == self.checkpoint else part for part in self.start()]
+            trained = {"start": start, "epochs": self.task.epochs, "device": chosen_device(use_cpu=self.use_cpu)}
+        manifest = Path(self.task.corpus, MANIFEST)
         return {
             "arguments": self.system.arguments,
-            "start": start,
-            "epochs": self.task.epochs,
+            **trained,
+            "corpus_sha256": checksum(manifest) if manifest.exists() else None,
+            "label_column": self.task.label_column,
             "rare_labels": sorted(self.task.rare_labels),
         }
 
@@ -143,6 +152,9 @@ def do_runs(runs: Sequence[Run], num_workers: int | None, log: logging.Logger) -
         Told how far it is.
     """
     todo = [run for run in runs if not run.is_done()]
+    stale = [run.result.name for run in todo if run.result.exists()]
+    if stale:
+        log.warning("%d runs, such as %s, are of other or unknown settings, and are made anew", len(stale), stale[0])
     with Workers(num_workers or available_cores()) as workers:
         for number, _ in enumerate(workers.run(train_and_test, todo), start=1):
             log.info("%d of %d runs", number, len(todo))
@@ -201,8 +213,7 @@ def _test(checkpoint: Path, run: Run) -> dict[str, Any]:
     task, test_groups = run.task, run.test_groups
     corpus = open_corpus(task.corpus)
     model = ScReformerForCellClassification.from_pretrained(checkpoint).eval()
-    if torch.cuda.is_available() and not run.use_cpu:
-        model = model.cuda()
+    model = model.to(chosen_device(use_cpu=run.use_cpu))
     labels = read_column(corpus, task.label_column, argument="label_column")
     groups = read_column(corpus, task.group_column, argument="group_column")
     names = label_names_of(model.config)

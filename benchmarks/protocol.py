@@ -132,7 +132,14 @@ def _hash_names(names: Sequence[str]) -> str:
 
 
 def run_system(
-    system: CellTypeSystem, name: str, data: LabelledData, fold: Fold, *, seed: int, work: str | Path
+    system: CellTypeSystem,
+    name: str,
+    data: LabelledData,
+    fold: Fold,
+    *,
+    seed: int,
+    work: str | Path,
+    runs_at_once: int = 1,
 ) -> dict[str, Any]:  # Any: JSON
     """Fit a system to the training cells of a fold, test it, and return the record, which `work` keeps.
 
@@ -140,9 +147,9 @@ def run_system(
     its public attributes that are plain values), ``data``, ``fold``, ``seed``, ``num_cells`` of each part, the scores
     of `score_named_cells`, ``fit_seconds``, ``predict_seconds``, ``peak_bytes`` (resident memory beyond what there was
     before, both together; None where the operating system does not tell), ``cells_sha256`` (see `hash_cells`),
-    ``date``, ``versions`` and ``device``. Beside it lies what was said of each test cell, see `read_predictions`.
-    Training cells are those of the parts train and validation, which systems split by themselves if they need to; so
-    all have the same.
+    ``date``, ``versions``, ``device`` and ``runs_at_once``. Beside it lies what was said of each test cell, see
+    `read_predictions`. Training cells are those of the parts train and validation, which systems split by themselves if
+    they need to; so all have the same.
 
     Parameters
     ----------
@@ -156,6 +163,8 @@ def run_system(
         Of the system.
     work
         Folder with a JSON a run. One that is there is not made again, if it is of the same cells and settings.
+    runs_at_once
+        For the record: how many processes share the machine.
     """
     stored = find_run(system, name, data, fold, seed=seed, work=work)
     if stored is not None:
@@ -196,6 +205,7 @@ def run_system(
         "date": date.today().isoformat(),
         "versions": software_versions(),
         "device": describe_device("cpu"),
+        "runs_at_once": runs_at_once,
     }
     _write_predictions(path.with_suffix(".npz"), named[0], truth, [str(cell) for cell in data.adata.obs_names[test]])
     write_json(path, record)  # last: where it is, the run is complete

@@ -69,7 +69,7 @@ def default_workers() -> int:
 
     A thread a run is the better use of a few cores: most of what systems compute here is too small to be shared out.
     """
-    return 1 if torch.cuda.is_available() else min(available_cores(), MAX_WORKERS)
+    return 1 if torch.accelerator.is_available() else min(available_cores(), MAX_WORKERS)
 
 
 def run_suite(

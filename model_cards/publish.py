@@ -32,10 +32,7 @@ NUM_TOLD = 5
 HUB_PREFIX = "hf://"
 OWN_LICENCE = "apache-2.0"
 OF_THE_CALL = ("is_local", "local_files_only")  # which tokenizer_config.json had until 0.1.0
-# Absolute paths in a longer text, of at least two parts, with the last part as a group.
-PATHS_WITHIN = re.compile(
-    r"""(?<![\w.:/\\~-])/(?:[^\s/'",;]+/)+([^\s/'",;]*)|\b[A-Za-z]:\\(?:[^\s\\'",;]+\\)+([^\s\\'",;]*)"""
-)
+LABEL_KEYS = ("id2label", "label2id", "label_parents")
 # Fields of CardInputs that a card written by hand has no place for, and how the command line calls them.
 CARD_OPTIONS = {
     "model_name": "--name",
@@ -141,7 +138,10 @@ def _copy(source: Path, target: Path) -> None:
     if source.suffix != ".json" or source.name == "genes.json":
         shutil.copyfile(source, target)
         return
-    value = without_places(read_json(source))
+    given = read_json(source)
+    value = without_places(given)
+    if source.name == "config.json":
+        value |= {key: given[key] for key in LABEL_KEYS if key in given}  # cell types may look like paths
     if source.name in AUTO_MAPS:
         value["auto_map"] = AUTO_MAPS[source.name]
     if source.name == "tokenizer_config.json":
@@ -150,16 +150,15 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def without_places(value: Any) -> Any:  # Any: JSON
-    """Return JSON in which an absolute path, alone or within a longer text, is its last part."""
+    """Return JSON in which an absolute path is its last part."""
     if isinstance(value, Mapping):
         return {key: without_places(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [without_places(item) for item in value]
     if isinstance(value, str):
         for kind in (PurePosixPath, PureWindowsPath):
-            if kind(value).is_absolute() and not PATHS_WITHIN.search(value[1:]):
+            if kind(value).is_absolute():
                 return kind(value).name
-        return PATHS_WITHIN.sub(lambda found: found[1] or found[2] or "", value)
     return value
 
 

@@ -124,8 +124,9 @@ class PooledPath(nn.Module):
     def forward(self, cells: EncodedCells) -> Tensor:
         """Return logits (B, num_labels)."""
         pooled = (self.pool(cells) - self.center) * self.scale
-        if self.dense.weight.is_floating_point():  # not so where it was quantized
-            pooled = pooled.to(self.dense.weight.dtype)
+        weight = self.dense.weight
+        if isinstance(weight, Tensor) and weight.is_floating_point():  # not so where it was quantized
+            pooled = pooled.to(weight.dtype)
         return self.output(self.dropout(self.activation(self.dense(self.dropout(pooled)))))
 
     def pool(self, cells: EncodedCells) -> Tensor:

@@ -77,6 +77,7 @@ def benchmark_suite(
     given += [f" --label-map {label_map.name}"] if label_map else []
     given += [f" --marker-table {Path(marker_table).name}"] if marker_table else []
     given += [f" --marker-types {marker_types.name}"] if marker_types else []
+    given += [f" --workers {workers}"] if workers else []
     command = f"screformer benchmark --suite {suite}{''.join(given)} --seeds {seeds}"
     results = run(
         lambda: run_suite(

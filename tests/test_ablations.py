@@ -95,6 +95,7 @@ def test_variants_become_a_table_with_differences_to_the_whole_method(tmp_path, 
     where = {"kind": "leave_one_group_out", "output": tmp_path / "out", "work": tmp_path / "work"}
     results = run_ablations(data, names=["pooled"], note="Another program ran beside it.", **where)
     assert list(results["systems"]) == [FULL, "pooled"]
+    assert results["left_out"] == {}
     assert json.loads((tmp_path / "out" / "ablations-cells.json").read_text()) == results
     text = (tmp_path / "out" / "ablations-cells.md").read_text()
     assert "**a toy width**" in text

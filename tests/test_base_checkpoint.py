@@ -28,6 +28,7 @@ from screformer.tokenization.gene2vec import GeneVectors
 from screformer.tokenization.gene_vocabulary import GeneVocabulary
 
 TYPES = ["alpha", "beta"]
+QUICK = "--class_weights balanced --learning_rate 1e-3 --max_steps 2"
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +77,7 @@ def brought_back(parcel, tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint_parts, "PILOT_STEPS", (1, 2))
         patch.setattr(checkpoint_parts, "do_runs", lambda runs, _, log: do_runs(runs, 1, log))  # no new processes
-        quick = "--class_weights balanced --learning_rate 1e-3 --max_steps 2"
-        patch.setitem(RECIPES, "tiny", RECIPES["tiny"]._replace(paper=quick))
+        patch.setitem(RECIPES, "tiny", RECIPES["tiny"]._replace(paper=QUICK))
         main([
             "run", "--parcel", str(parcel), "--minutes", "0.02", "--parts", "pretraining", "fine_tuning", "--use-cpu",
             "-o", str(folder / "out"), "--work", str(folder / "work"),
@@ -282,6 +282,8 @@ def test_a_part_or_run_of_other_settings_or_weights_is_done_again(parcel, brough
     make_base_checkpoint(parcel, tmp_path / "out", work=tmp_path, options=CheckpointOptions(parts=[], use_cpu=True),
                          earlier=brought_back)  # fmt: skip
     done = []
+    slow = RECIPES["tiny"]
+    monkeypatch.setitem(RECIPES, "tiny", slow._replace(paper=QUICK))
     monkeypatch.setattr(checkpoint_parts, "do_runs", lambda runs, *_: done.extend(runs) or [])
     monkeypatch.setattr(checkpoint_parts, "summarize_pretraining", lambda runs, *_: {"runs": runs})
 
@@ -293,6 +295,11 @@ def test_a_part_or_run_of_other_settings_or_weights_is_done_again(parcel, brough
     assert not done
     making(parts=["costs"], seeds=2).do("fine_tuning")
     assert not done  # was not asked for
+    monkeypatch.setitem(RECIPES, "tiny", slow)
+    making().do("fine_tuning")
+    assert {run.name for run in done if not run.is_done()} == {"paper_pretrained", "paper_scratch"}
+    monkeypatch.setitem(RECIPES, "tiny", slow._replace(paper=QUICK))
+    done.clear()
     making(gene_space="full").do("fine_tuning")
     runs = {(run.name, run.test_groups): run for run in done}
     assert len(runs) == 10
@@ -315,6 +322,11 @@ def test_what_was_left_out_is_tried_again(parcel, tmp_path, monkeypatch):
     assert making.do("scbert")["left_out"] == {}
     making.do("scbert")
     assert len(found) == 1
+    ablated = [{"left_out": {"full": "no package"}}, {"left_out": {}}, {}]
+    monkeypatch.setattr(checkpoint_parts, "run_ablations", lambda *_, **__: ablated.pop(0))
+    for _ in range(3):
+        making.do("ablations")
+    assert ablated == [{}]
 
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"

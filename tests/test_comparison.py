@@ -102,8 +102,8 @@ def test_runs_at_once_find_what_runs_one_by_one_do(tmp_path):
     assert len(alone) == 8
     assert found[2]["left_out"] == found[1]["left_out"]
     assert list(found[2]["left_out"]) == ["sccatch_cellmatch"]
-    assert (found[1]["note"], found[2]["note"]) == (None, "2 runs at once, each in a process with one thread.")
-    assert found[2]["made_with"][0]["device"].endswith("1 threads")
+    assert found[2]["made_with"][0]["device"].endswith("1 threads, 2 runs at once")
+    assert "at once" not in found[1]["made_with"][0]["device"]
 
 
 def test_seeds_are_averaged_within_folds_and_differences_are_paired():

@@ -100,10 +100,15 @@ def test_a_second_run_into_the_same_output_is_refused(tmp_path) -> None:
 def test_a_folder_of_somebody_else_is_left_alone(tmp_path) -> None:
     make_cells(20).write_h5ad(tmp_path / "cells.h5ad")
     (tmp_path / "corpus.partial" / "tokenizer").mkdir(parents=True)
-    (tmp_path / "corpus.partial" / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match=r"corpus\.partial is no corpus that was begun: it has thesis\.txt; move it"):
-        build_corpus(tmp_path / "cells.h5ad", tmp_path / "corpus", tokenizer=make_tokenizer())
-    assert (tmp_path / "corpus.partial" / "thesis.txt").read_text() == "years of work"
-    (tmp_path / "corpus.partial" / "thesis.txt").unlink()
+    (tmp_path / "corpus.partial" / "tokenizer" / "genes.json").write_text("{")
+    (tmp_path / "corpus.partial" / "tokenizer" / "genes.json.0123456789ab.part").write_text("{")
+    for name in ("thesis.txt", "work/thesis.txt", "tokenizer/thesis.txt", "thesis.part"):
+        path = tmp_path / "corpus.partial" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("years of work")
+        with pytest.raises(ValueError, match=rf"corpus\.partial is no corpus that was begun: it has {name}; move it"):
+            build_corpus(tmp_path / "cells.h5ad", tmp_path / "corpus", tokenizer=make_tokenizer())
+        assert path.read_text() == "years of work"
+        path.unlink()
     build_corpus(tmp_path / "cells.h5ad", tmp_path / "corpus", tokenizer=make_tokenizer())
     assert len(open_corpus(tmp_path / "corpus")) == 20

@@ -4,7 +4,9 @@ import json
 import math
 import os
 import signal
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -48,12 +50,25 @@ def test_a_worker_that_dies_is_named() -> None:
         run(os._exit, [9, 9, 9], 2)
 
 
-def test_control_c_does_not_wait_for_what_is_being_done() -> None:
-    threading.Timer(3, os.kill, (os.getpid(), signal.SIGINT)).start()
-    begin = time.monotonic()
+def wait_with_a_child(folder: str) -> None:
+    """Leave a temporary folder and a process, unless something ends them."""
+    with tempfile.TemporaryDirectory(dir=folder):
+        subprocess.run(["sleep", "300.5"], check=True)
+
+
+def test_control_c_does_not_wait_for_what_is_being_done_and_nothing_is_left_of_it(tmp_path) -> None:
+    def interrupt() -> None:
+        while len(list(tmp_path.iterdir())) < 2:
+            time.sleep(0.1)
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
-        run(time.sleep, [300.0] * 3, 2)
-    assert time.monotonic() - begin < 60
+        run(wait_with_a_child, [str(tmp_path)] * 6, 2)
+    assert not list(tmp_path.iterdir())
+    commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")]
+    assert not any(b"300.5" in command for command in commands)
 
 
 def test_two_workers_write_the_same_bytes_as_one(tmp_path) -> None:

@@ -15,7 +15,7 @@ from screformer import ScReformerConfig, ScReformerForMaskedLM, ScReformerModel
 from screformer.cli import app
 from screformer.model_cards import golden_cells, publish
 from screformer.model_cards.golden_cells import check_golden_cells, write_golden_cells
-from screformer.model_cards.publish import hub_name, is_repo_id, stage_checkpoint, without_places
+from screformer.model_cards.publish import _copy, hub_name, is_repo_id, stage_checkpoint, without_places
 from screformer.model_cards.verify import verify_checkpoint
 
 
@@ -206,14 +206,16 @@ def test_the_code_is_that_of_this_release(checkpoint, staged, tmp_path, without_
 def test_places_are_left_out_of_records():
     given = {"a": ("/home/me/cells.h5ad", "runs/one", "C:\\data\\x.h5ad", 3, None), "b": {"c": "/"}}
     assert without_places(given) == {"a": ["cells.h5ad", "runs/one", "x.h5ad", 3, None], "b": {"c": ""}}
-    for text, expected in {
-        "finetune --corpus /home/me/corpus --output=/tmp/me/out": "finetune --corpus corpus --output=out",
-        "/home/me/a.h5ad, /home/me/b.h5ad": "a.h5ad, b.h5ad",
-        "/home/my own/a.h5ad": "a.h5ad",
-        "read from C:\\Users\\me\\a.h5ad.": "read from a.h5ad.",
-        "cells / genes, and/or 3/4 of https://example.org/some/page": None,
-    }.items():
-        assert without_places(text) == (expected or text)
+
+
+def test_cell_types_that_look_like_paths_keep_their_names(tmp_path):
+    names = {"0": "CD4+/CD45RA+/CD25- Naive T", "1": "/T/NK"}
+    config = {"id2label": names, "label2id": {name: int(key) for key, name in names.items()}, "auto_map": {}}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "_name_or_path": "/home/me/model"}))
+    _copy(tmp_path / "config.json", tmp_path / "copy.json")
+    kept = json.loads((tmp_path / "copy.json").read_text())
+    assert (kept["id2label"], kept["label2id"]) == (config["id2label"], config["label2id"])
+    assert kept["_name_or_path"] == "model"
 
 
 def append(path, text):

@@ -71,7 +71,7 @@ def test_other_folds_and_split_files_are_taken(tmp_path):
     assert done.exit_code == 0, done.output
     found = json.loads((tmp_path / "out" / "comparison-cells-random.json").read_text())
     assert (found["kind"], found["num_folds"]) == ("random", 1)
-    assert found["command"] == "screformer benchmark --suite small --kind random --seeds 1"
+    assert found["command"] == "screformer benchmark --suite small --kind random --workers 1 --seeds 1"
     assert found["runs"][0]["num_cells"] == {"train": 96, "test": 24}
     split = json.loads((tmp_path / "out" / "comparison-cells-random-split.json").read_text())
     fold = split["folds"][0]
@@ -150,7 +150,7 @@ def test_training_on_one_file_and_testing_on_another(tmp_path, monkeypatch):
     found = json.loads((tmp_path / "out" / "comparison-cells+other-leave_one_group_out.json").read_text())
     assert found["command"] == (
         "screformer benchmark --suite across --cells cells.h5ad --cells other.h5ad --few-labels 3 --label-map map.json "
-        "--seeds 1"
+        "--workers 1 --seeds 1"
     )
     assert {run["fold"] for run in found["runs"]} == {"cells", "other"}
     assert found["systems"][OURS]["label_names"] == ["alpha", "beta"]

@@ -28,6 +28,7 @@ from screformer.tokenization.corpus_files import (
     TOKENIZER_FOLDER,
     WORK_FOLDER,
     Manifest,
+    is_aside,
     read_json,
     remove_leftovers,
     write_json,
@@ -183,8 +184,14 @@ def _begin(folder: Path, plan: Manifest, tokenizer: ScReformerTokenizer) -> bool
 
 def _refuse_foreign(folder: Path) -> None:
     """Raise ValueError if a folder has something that no build puts there before its plan."""
-    ours = WORK_FOLDER, TOKENIZER_FOLDER
-    strange = sorted(path.name for path in folder.iterdir() if path.name not in ours and path.suffix != ".part")
+    tokenizer = folder / TOKENIZER_FOLDER
+    strange = sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path not in (tokenizer, folder / WORK_FOLDER)
+        and not (path.parent == tokenizer and path.suffix in (".json", ".py"))
+        and not is_aside(path)
+    )
     if strange:
         msg = (
             f"{folder} is no corpus that was begun: it has {', '.join(strange[:5])}; move it, or choose another output"

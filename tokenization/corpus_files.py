@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,11 @@ def partial_folder(folder: Path) -> Path:
 def aside(path: Path) -> Path:
     """Return a name beside `path` that no other process writes to; `remove_leftovers` knows it."""
     return path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.part")
+
+
+def is_aside(path: Path) -> bool:
+    """Whether a name is one of `aside`."""
+    return re.fullmatch(r".+\.[0-9a-f]{12}\.part", path.name) is not None
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -22,6 +22,7 @@ Result = TypeVar("Result")
 # Every process works on one item at a time; its libraries would start as many threads as the machine has cores.
 THREAD_SETTINGS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 CONNECT_SECONDS = 10
+SECONDS_TO_END = 5
 GO_ON = "What is finished is kept: call it again with the same arguments to go on."
 
 
@@ -55,8 +56,10 @@ class Workers:
         """Return itself; workers are started when they are first needed."""
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         """End the workers of this machine, or the connection to the others."""
+        if self._pool is not None and kind is not None and issubclass(kind, KeyboardInterrupt):
+            _end(self._pool)
         self._open.close()
 
     @property
@@ -103,15 +106,15 @@ class Workers:
             self._open.callback(self._pool.shutdown, cancel_futures=True)
         waiting = iter(items)
         # Two items a worker: none waits, and memory does not grow with the number of items.
-        running = {self._pool.submit(function, item) for item in islice(waiting, 2 * self.num_workers)}
+        running = {self._pool.submit(_call, function, item) for item in islice(waiting, 2 * self.num_workers)}
         try:
             while running:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     yield _result(future)
-                running |= {self._pool.submit(function, item) for item in islice(waiting, len(done))}
+                running |= {self._pool.submit(_call, function, item) for item in islice(waiting, len(done))}
         except KeyboardInterrupt:
-            _end(self._pool)  # an item may take minutes; what it left aside is known for that
+            _end(self._pool)  # an item may take minutes
             raise
         finally:
             for future in running:
@@ -159,9 +162,31 @@ def _result(future: Future[Result]) -> Result:
 
 
 def _end(pool: ProcessPoolExecutor) -> None:
-    """End the processes of a pool at once."""
-    for process in list((pool._processes or {}).values()):
+    """End the processes of a pool now: first let them remove their temporary files and end their own children."""
+    processes = list((pool._processes or {}).values())
+    for process in processes:
         process.terminate()
+    for process in processes:
+        process.join(SECONDS_TO_END)
+        process.kill()
+
+
+class _Ending:
+    """Whether this worker was told to end."""
+
+    is_asked = False
+
+    @classmethod
+    def ask(cls, *_: object) -> None:
+        cls.is_asked = True
+        raise SystemExit(1)
+
+
+def _call(function: Callable[[Item], Result], item: Item) -> Result:
+    """Do an item; the pool hands out the next ones even after a SystemExit."""
+    if _Ending.is_asked:
+        raise SystemExit(1)
+    return function(item)
 
 
 def _begin_worker() -> None:
@@ -171,6 +196,7 @@ def _begin_worker() -> None:
     return_columns()
     pa.set_cpu_count(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the workers
+    signal.signal(signal.SIGTERM, _Ending.ask)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
