@@ -221,7 +221,13 @@ def _readme_table(chosen: Sequence[Results]) -> Cells:
         own = [results["systems"].get(name) for results in chosen]
         shown = ["-" if row is None else " / ".join(map(number, _readme_scores(row))) for row in own]
         rows.append([titles[name], *shown])
-    return Cells("", ["system", *(f"{one['data']}, {SHORT_KINDS[one['kind']]}" for one in chosen)], rows)
+    return Cells("", ["system", *(f"{one['data']}, {_short_kind(one)}" for one in chosen)], rows)
+
+
+def _short_kind(results: Results) -> str:
+    is_joined = "+" in results["data"]  # see `join_labelled_data`
+    kind: str = results["kind"]
+    return "unseen data sets" if is_joined and kind == "leave_one_group_out" else SHORT_KINDS[kind]
 
 
 def _readme_scores(row: Results) -> tuple[float, float, float]:

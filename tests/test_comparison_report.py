@@ -288,6 +288,11 @@ def test_the_readme_has_a_column_for_each_comparison_that_is_not_weak(project):
     assert "gut" not in text
 
 
+def test_sets_that_were_put_together_are_no_donors():
+    joined = {**make_results(kind="leave_one_group_out", knn=LOWER[:4]), "data": "a+b"}
+    assert "| system | a+b, unseen data sets |" in readme_section([joined], "results")
+
+
 def test_systems_that_are_not_in_every_column_come_last(tmp_path):
     text = readme_section(
         [make_results(knn=LOWER, svc=HIGHER), make_results(kind="leave_one_group_out", knn=LOWER[:4])], "results"
