@@ -1,6 +1,7 @@
 """scReformer-BERT (Li et al. 2025): embeddings, reversible LSH encoder, heads for masked bins and for cell types."""
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -487,11 +488,11 @@ class ScReformerForCellClassification(ScReformerPreTrainedModel):
         if config.problem_type is None:
             config.problem_type = "single_label_classification" if config.num_labels > 1 else "regression"
         elif config.problem_type == "single_label_classification" and config.num_labels == 1:
-            msg = (
-                "num_labels got 1 with problem_type='single_label_classification', under which there is nothing to "
-                "choose and the loss is always 0. Give two labels or more, or problem_type='regression'."
+            warnings.warn(
+                "num_labels is 1 with problem_type='single_label_classification': there is nothing to choose, and the "
+                "loss is always 0. Give two labels or more, or problem_type='regression'.",
+                stacklevel=2,
             )
-            raise ValueError(msg)
         self.post_init()
 
     @can_return_tuple

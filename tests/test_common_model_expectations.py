@@ -301,7 +301,7 @@ def test_one_label_is_a_number_unless_said_otherwise(build):
 
 def test_one_label_is_nothing_to_choose_from(build, tmp_path):
     build(ScReformerForCellClassification).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"num_labels got 1 .* Give two labels or more, or problem_type='regression'"):
+    with pytest.warns(UserWarning, match=r"num_labels is 1 .* Give two labels or more, or problem_type='regression'"):
         ScReformerForCellClassification.from_pretrained(tmp_path, num_labels=1, ignore_mismatched_sizes=True)
 
 
