@@ -3,12 +3,8 @@
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
-import tempfile
-import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -50,23 +46,41 @@ def test_a_worker_that_dies_is_named() -> None:
         run(os._exit, [9, 9, 9], 2)
 
 
-def wait_with_a_child(folder: str) -> None:
-    """Leave a temporary folder and a process, unless something ends them."""
+# What runs the tests may ignore Ctrl-C, and so would what it starts in its own process.
+INTERRUPTED = """
+import os, signal, subprocess, sys, tempfile, threading, time
+from pathlib import Path
+
+from screformer.tokenization.corpus_workers import Workers
+
+folder = Path(sys.argv[1])
+
+def wait_with_a_child(number):
     with tempfile.TemporaryDirectory(dir=folder):
         subprocess.run(["sleep", "300.5"], check=True)
 
+def interrupt():
+    while len(list(folder.iterdir())) < 2:
+        time.sleep(0.1)
+    time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGINT)
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Thread(target=interrupt, daemon=True).start()
+    with Workers(2) as workers:
+        list(workers.run(wait_with_a_child, range(6)))
+"""
+
 
 def test_control_c_does_not_wait_for_what_is_being_done_and_nothing_is_left_of_it(tmp_path) -> None:
-    def interrupt() -> None:
-        while len(list(tmp_path.iterdir())) < 2:
-            time.sleep(0.1)
-        time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt):
-        run(wait_with_a_child, [str(tmp_path)] * 6, 2)
-    assert not list(tmp_path.iterdir())
+    (tmp_path / "waits.py").write_text(INTERRUPTED)
+    (tmp_path / "work").mkdir()
+    given = [sys.executable, str(tmp_path / "waits.py"), str(tmp_path / "work")]
+    ended = subprocess.run(given, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode != 0
+    assert "KeyboardInterrupt" in ended.stderr
+    assert not list((tmp_path / "work").iterdir())
     commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")]
     assert not any(b"300.5" in command for command in commands)
 
