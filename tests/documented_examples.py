@@ -18,7 +18,7 @@ SHORTER = {
     "distill": TINY,
     "explain": ["--num-cells", "2", "--num-background", "4", "--points", "2"],
     "perturb": ["--null", "2", "--max-cells", "4"],
-    "benchmark --suite": ["--system", "majority_class"],
+    "benchmark --suite": ["--system", "majority_class", "--workers", "1"],
 }
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 
