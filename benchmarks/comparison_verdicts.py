@@ -29,7 +29,7 @@ class PairOfSystems(NamedTuple):
     interval
         Of that, 95%, see `difference_spread`; None for one fold.
     verdict
-        By the interval: "ties with" where it contains 0; "no claim" where there are too few folds.
+        "no claim" where there are too few folds; otherwise by the interval, "ties with" where it contains 0.
     """
 
     first: str
@@ -54,12 +54,10 @@ def compare_pair(results: Results, first: str, second: str) -> PairOfSystems:
 
 
 def _verdict(interval: tuple[float, float] | None, *, is_enough: bool) -> Verdict:
-    if interval is None:
+    if interval is None or not is_enough:
         return "no claim"
     if interval[0] <= 0 <= interval[1]:
         return "ties with"
-    if not is_enough:
-        return "no claim"
     return "beats" if interval[0] > 0 else "loses to"
 
 
@@ -106,7 +104,7 @@ def _macro_f1_sentence(results: Results, pair: PairOfSystems) -> str:
     if pair.verdict == "ties with":
         return f"{first} ties with {second}: {amount} contains 0, so no difference is claimed."
     if pair.verdict == "no claim":
-        way = "ahead of" if pair.difference > 0 else "behind"
+        way = "level with" if pair.difference == 0 else "ahead of" if pair.difference > 0 else "behind"
         counts = _counted(results["num_folds"], "fold")
         return f"{first} is {way} {second} ({amount}), but {counts} are too few to claim it ({ENOUGH} are needed)."
     return f"{first} {pair.verdict} {second}: {amount}."

@@ -13,6 +13,8 @@ from test_cli import run
 from test_comparison import run_of, said
 from test_report import Page
 
+from screformer.benchmarks.ablations import DEFAULTS, ablations
+from screformer.benchmarks.comparison import WEAK_ABOVE
 from screformer.benchmarks.comparison_report import (
     BEGIN,
     END,
@@ -25,6 +27,7 @@ from screformer.benchmarks.comparison_report import (
 from screformer.benchmarks.comparison_sections import ablation_blocks, across_blocks, gap_blocks
 from screformer.benchmarks.comparison_statistics import paired_tests, pool_cells, summarize_systems
 from screformer.benchmarks.comparison_verdicts import outcome, pairs_of_ours, tally_sentence
+from screformer.benchmarks.suites import known_systems
 from screformer.train.figure_names import name_points
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -173,6 +176,8 @@ def test_model_cards_get_a_flat_record_a_system(page):
         (LOWER, LOWER, "even", "+0.000 to +0.000 contains 0, so no difference is claimed."),
         (HIGHER[:4], LOWER[:4], "even", "ahead of the best rival, logistic_regression (macro-F1 +0.103, "),
         (LOWER[:4], HIGHER[:4], "even", "but 4 folds are too few to claim it (5 are needed)."),
+        (UNEQUAL[:2], LOWER[:2], "even", "but 2 folds are too few to claim it (5 are needed)."),
+        (LOWER[:4], LOWER[:4], "even", "screformer is level with the best rival, logistic_regression"),
         ((0.9,), (0.5,), "even", "macro-F1 +0.400. One fold has no interval, so nothing is claimed."),
     ],
 )
@@ -325,6 +330,32 @@ def test_a_planted_difference_is_seen(project):
 
 def test_only_weak_sets_are_as_no_results():
     assert readme_section([make_results(is_weak=True, **{OURS: LOWER})], "results") == NO_RESULTS
+
+
+def test_every_system_and_every_ablation_has_a_committed_figure():
+    results = ROOT / "benchmarks" / "results"
+    if not results.exists():
+        pytest.skip("no checkout")
+    of_table = {"sccatch_cellmatch"}  # its table has no markers of some sets' labels
+    for name, needed in {
+        "pancreas_baron2016-leave_one_group_out": set(known_systems()),
+        "pancreas_baron2016-five_fold": set(known_systems()),
+        "pbmc3k_10x-five_fold": set(known_systems()),
+        "celllines_mixology_celseq2-leave_one_group_out": set(known_systems()) - of_table,
+        "pollen2014_mixed-five_fold": set(known_systems()) - of_table,
+    }.items():
+        found = json.loads((results / f"comparison-{name}.json").read_text())
+        assert needed <= set(found["systems"]), name
+        assert all(0 <= row["macro_f1"] <= 1 and row["fit_seconds"] > 0 for row in found["systems"].values())
+        assert found["date"]
+        assert found["versions"]["torch"]
+        regression = found["systems"][REGRESSION]["accuracy"]
+        assert found["is_weak"] == (regression > WEAK_ABOVE)  # and a weak set is in no claim, see above
+    ablated = json.loads((results / "ablations-pancreas_baron2016.json").read_text())
+    assert set(ablations(DEFAULTS)) <= set(ablated["systems"])
+    assert "**a toy width**" in ablated["notes"][0]
+    costs = json.loads((results / "ablations-step_costs.json").read_text())
+    assert any("eager" in row[0] and "needs more than" in row[3] for row in costs["rows"])
 
 
 @pytest.mark.parametrize(
